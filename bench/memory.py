@@ -1,0 +1,71 @@
+"""memory - peak resident memory of quantizing a checkpoint larger than what is allowed.
+
+A random Llama of 24 blocks and at least 3 GB is written to a folder, then quantized with gptq in a fresh process. What counts is
+the peak beyond what importing torch and transformers takes, as a share of the checkpoint's size: it must stay below a quarter.
+
+    python bench/memory.py [folder] [--keep]
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from _rows import keep
+
+SHAPE = {"hidden_size": 2048, "intermediate_size": 7424, "num_hidden_layers": 24, "num_attention_heads": 32, "num_key_value_heads": 32,
+         "vocab_size": 8192, "max_position_embeddings": 2048, "tie_word_embeddings": True, "bos_token_id": 0, "eos_token_id": 1}
+BASELINE = """
+import resource, torch, transformers
+from transformers.models.llama import modeling_llama
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+def write(folder: Path, tokenizer: Path) -> int:
+    """A random checkpoint, one file a block, never more than one block in memory; its size in bytes."""
+    import torch
+    from safetensors.torch import save_file
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder.mkdir(parents=True, exist_ok=True)
+    config = LlamaConfig(**SHAPE, dtype="bfloat16", architectures=["LlamaForCausalLM"])
+    config.save_pretrained(folder)
+    for file in tokenizer.glob("tokenizer*"):
+        (folder / file.name).write_bytes(file.read_bytes())
+    with torch.device("meta"):
+        shapes = {n: tuple(p.shape) for n, p in LlamaForCausalLM(config).named_parameters()}
+    groups: dict[str, list[str]] = {}
+    for name in shapes:
+        groups.setdefault(name.split(".")[2] if ".layers." in name else "outside", []).append(name)
+    index, total = {}, 0
+    for number, names in enumerate(groups.values(), 1):
+        file = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
+        tensors = {n: torch.randn(shapes[n], dtype=torch.float32).mul_(0.02).bfloat16() if len(shapes[n]) > 1
+                   else torch.ones(shapes[n], dtype=torch.bfloat16) for n in names}
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+        index |= dict.fromkeys(names, file)
+        total += sum(t.numel() * 2 for t in tensors.values())
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": index}))
+    return total
+
+
+def main() -> None:
+    places = [a for a in sys.argv[1:] if not a.startswith("-")]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(places[0] if places else temporary) / "synthetic"
+        tokenizer = Path(__file__).parent.parent / "models" / "lowbit-tiny"
+        size = write(folder, tokenizer) if not folder.exists() else sum(f.stat().st_size for f in folder.glob("*.safetensors"))
+        base = int(subprocess.run([sys.executable, "-c", BASELINE], capture_output=True, text=True, check=True).stdout)
+        out = Path(temporary) / "out"
+        command = [sys.executable, "-m", "lowbit", "quantize", str(folder), "gptq(int4-g128)", f"--out={out}", "--samples=16",
+                   "--length=512", "--json"]
+        result = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+        beyond = result["peak_memory"] - base
+        keep("memory", checkpoint_bytes=size, peak_bytes=result["peak_memory"], baseline_bytes=base, beyond_bytes=beyond,
+             share=round(beyond / size, 4), bar=0.25, seconds=result["seconds"], command="python bench/memory.py")
+
+
+if __name__ == "__main__":
+    main()

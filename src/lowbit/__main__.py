@@ -1,0 +1,5 @@
+"""`python -m lowbit` is `lowbit`."""
+
+from lowbit.cli.main import main
+
+main()

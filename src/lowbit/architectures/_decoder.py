@@ -1,0 +1,43 @@
+"""_decoder - the parts that most decoder layers are made of: stages and folds of attention, of a gated MLP, of experts.
+
+The names are those of transformers: self_attn.{q,k,v,o}_proj, mlp.{gate,up,down}_proj, mlp.experts.N.{gate,up,down}_proj.
+"""
+
+from lowbit.architectures import Architecture, Fold
+
+QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+OUT = ("self_attn.o_proj",)
+WIDEN = ("mlp.gate_proj", "mlp.up_proj")
+NARROW = ("mlp.down_proj",)
+WIDEN_EXPERTS = ("mlp.experts.*.gate_proj", "mlp.experts.*.up_proj")
+NARROW_EXPERTS = ("mlp.experts.*.down_proj",)
+
+VALUE_FOLD = Fold("self_attn.v_proj", OUT, OUT[0], heads=True)
+UP_FOLD = Fold("mlp.up_proj", NARROW, NARROW[0])
+UP_FOLD_EXPERTS = Fold("mlp.experts.*.up_proj", NARROW_EXPERTS, NARROW_EXPERTS[0])
+ROUTER = "The router is a bare matrix beside the experts, no linear: it stays in full precision."
+
+
+def decoder(first: str = "input_layernorm", second: str = "post_attention_layernorm", offset: float = 0.0, notes: str = "") -> Architecture:
+    """The ordinary layer: x + attention(first(x)), then x + mlp(second(x)). offset: see Fold."""
+    return Architecture(
+        stages=(QKV, OUT, WIDEN, NARROW),
+        folds=(Fold(first, QKV, "self_attn", offset), VALUE_FOLD, Fold(second, WIDEN, "mlp", offset), UP_FOLD),
+        notes=notes,
+    )
+
+
+def experts_decoder(renames: tuple[tuple[str, str], ...] = ()) -> Architecture:
+    """The ordinary layer with experts for the MLP, in all layers or in some; one norm feeds the router and every expert."""
+    norm = "post_attention_layernorm"
+    return Architecture(
+        stages=(QKV, OUT, WIDEN + WIDEN_EXPERTS, NARROW + NARROW_EXPERTS),
+        folds=(
+            Fold("input_layernorm", QKV, "self_attn"), VALUE_FOLD,
+            Fold(norm, (*WIDEN_EXPERTS, "mlp.gate"), "mlp"), UP_FOLD_EXPERTS,
+            Fold(norm, WIDEN, "mlp"), UP_FOLD,
+        ),
+        experts="mlp.experts",
+        renames=renames,
+        notes=ROUTER,
+    )

@@ -1,0 +1,114 @@
+"""_discover - the map of a model without a file on the shelf, from its module tree and a trial forward of one block.
+
+Idea   The decoder blocks are the ModuleList of equal modules that holds most of the weights in linears. Which linears share
+       an input, and in which order they run, a forward shows: linears that are given the same memory belong to one stage.
+Traps  Folds cannot be seen from a tree: methods that need them must end with an error. Two views of one tensor are one input;
+       the same memory after a change in place is another. A linear that looks like a router is kept.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lowbit.architectures import Architecture
+from lowbit.core.errors import ArchitectureError
+
+ROUTERS = ("gate", "router", "shared_expert_gate")
+
+
+def of_config(config: Any) -> Architecture:
+    """The map of the causal-LM class of a config. Raises ArchitectureError."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    except ValueError as error:
+        known = "lowbit list architectures"
+        raise ArchitectureError(f"model_type '{config.model_type}': transformers has no causal language model for it. See `{known}`.") from error
+    return discover(model, config.model_type)
+
+
+def discover(model: Any, model_type: str = "") -> Architecture:
+    """The map of `model` (parameters may be on meta): blocks, embedding, head, final norm, routers. No stages, no folds."""
+    blocks = _blocks(model)
+    if not blocks:
+        raise ArchitectureError(f"model_type '{model_type}': {type(model).__name__} has no list of equal layers that hold nn.Linear. "
+                                "Add a file to lowbit/architectures.")
+    names = {id(module): name for name, module in model.named_modules()}
+    parent = model.get_submodule(blocks.rpartition(".")[0])
+    norms = [n for n, m in parent.named_children() if "norm" in n.lower() or n.lower().startswith("ln")]
+    block = model.get_submodule(blocks)[0]
+    experts = _experts(block, f"model_type '{model_type}'")
+    kept = [n for n, m in block.named_modules() if isinstance(m, nn.Linear) and n.rpartition(".")[2] in ROUTERS]
+    return Architecture(
+        blocks=blocks,
+        embed=names.get(id(model.get_input_embeddings()), ""),
+        norm=f"{blocks.rpartition('.')[0]}.{norms[-1]}".lstrip(".") if norms else "",
+        head=names.get(id(model.get_output_embeddings()), ""),
+        keep=tuple((name, "by its name a router") for name in kept),
+        experts=experts,
+        notes=f"Found from the module tree of {type(model).__name__}; no folds are known.",
+    )
+
+
+def _blocks(model: nn.Module) -> str:
+    """Name of the ModuleList of equal modules with most weights in linears and fused experts; "" when there is none."""
+    best, name = 0, ""
+    for candidate, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len({type(m) for m in module}) == 1:
+            linears = sum(m.weight.numel() for m in module.modules() if isinstance(m, nn.Linear))
+            if linears and (weights := linears + sum(p.numel() for p in module.parameters() if p.dim() == 3)) > best:
+                best, name = weights, candidate
+    return name
+
+
+def _experts(block: nn.Module, who: str) -> str:
+    """Name of the module of fused experts in a block, "" for none. Raises ArchitectureError for other 3-D weights."""
+    fused = {name.rpartition(".")[0]: tuple(p.shape) for name, p in block.named_parameters() if p.dim() == 3}
+    for name, shape in fused.items():
+        module = block.get_submodule(name)
+        if len(fused) > 1 or not (hasattr(module, "gate_up_proj") and hasattr(module, "down_proj")):
+            raise ArchitectureError(f"{who}: {name} holds 3-D weights {shape} that lowbit cannot take apart. Add a file to lowbit/architectures.")
+    return next(iter(fused), "")
+
+
+def stages(block: nn.Module, run: Callable[[], Any]) -> tuple[tuple[str, ...], ...]:
+    """The linears of a block by shared input, in the order in which a forward meets them.
+
+    run: runs the block once, with any hidden states of at least one token. Experts taken apart (lowbit.layers.experts) announce
+    their inputs together and make one stage, whatever the tokens chose. A linear that did not run is in no stage.
+    """
+    found: dict[tuple[int, ...], list[str]] = {}
+    met: set[str] = set()
+    alive: list[Tensor] = []
+
+    def meet(names: list[str], x: Tensor) -> None:
+        alive.append(x)  # its memory must not be given to another tensor before the end
+        place = (x.untyped_storage().data_ptr(), x.storage_offset(), x.numel(), x._version)
+        found.setdefault(place, []).extend(n for n in names if n not in met)
+        met.update(names)
+
+    def linear_hook(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        return lambda _, args: meet([name], args[0])
+
+    def announce_hook(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        prefix = name.removesuffix("announce")
+
+        def announced(_: nn.Module, args: tuple[Any, ...]) -> None:
+            experts = [prefix + n.rpartition(".")[0] for n in args[0]]
+            meet([f"{expert}.{leaf}" for leaf in args[1] for expert in experts], next(iter(args[0].values())))
+
+        return announced
+
+    hooks = [m.register_forward_pre_hook(linear_hook(n)) for n, m in block.named_modules() if isinstance(m, nn.Linear)]
+    hooks += [m.register_forward_pre_hook(announce_hook(n)) for n, m in block.named_modules() if n.endswith(".announce")]
+    try:
+        with torch.no_grad():
+            run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return tuple(tuple(names) for names in found.values() if names)

@@ -1,0 +1,106 @@
+"""checkpoints - a folder <-> named tensors. One file is one on-disk format of quantized matrices, both directions.
+
+Contract of a file (its name is the `quant_method` it writes, "-" as "_"):
+    can_hold(format: Format) -> str                     "" when this file format can say it, else the reason why not
+    tensors(module, quantized, dtype) -> dict[str, Tensor]      what is stored for one matrix under `module` (full name)
+    config(formats: dict[module, Format], ignore: list[str]) -> dict      the `quantization_config` of config.json
+    formats(config: dict, modules: list[str]) -> dict[module, Format]     the way back: which modules, in which format
+    quantized(module, format, get) -> Quantized         the way back for one matrix; get(name) gives a stored tensor
+`dtype` is the model's dtype. Nothing here rounds: codes and scales are stored as they are.
+`modules` are those that have a tensor `weight_<part>` beside their weight. All names here are those in the files.
+`folder/` reads and writes what all formats share: safetensors, index, config.json.
+"""
+
+import re
+from collections.abc import Iterable
+from functools import cached_property
+from types import ModuleType
+from typing import Any
+
+from torch import Tensor
+
+from lowbit.checkpoints.folder import Folder, Shard, write_shard, write_text
+from lowbit.checkpoints.folder.finish import complete
+from lowbit.core.errors import CheckpointError, nearest
+from lowbit.core.shelf import Shelf
+from lowbit.formats import Format, Quantized
+
+__all__ = ["Folder", "Shard", "Stored", "choose", "complete", "name_of", "rename", "shelf", "write_shard", "write_text"]
+shelf = Shelf(__name__, "checkpoint format")
+STANDARD = "compressed_tensors"
+OWN = "lowbit"
+PART = re.compile(r"(?P<module>.+)\.weight_[a-z_]+")
+
+
+def choose(formats: Iterable[Format]) -> ModuleType:
+    """The file format for a model in these formats: compressed-tensors when it can say them all, else lowbit's own."""
+    standard = shelf.get(STANDARD)
+    return shelf.get(OWN) if any(standard.can_hold(format) for format in formats) else standard
+
+
+def name_of(form: ModuleType) -> str:
+    """The `quant_method` of a file of this shelf."""
+    return form.__name__.rpartition(".")[2].replace("_", "-")
+
+
+class Stored:
+    """A folder's tensors by the names that the model gives them, and its quantized matrices.
+
+    renames: (regular expression, replacement) in turn, from names in files to the model's (Architecture.renames). Files keep
+    the names of the original: engines map those, and a name that they do not know is a random weight to some.
+    No module is quantized when config.json has no quantization_config. Raises CheckpointError.
+    """
+
+    def __init__(self, folder: Folder, renames: Iterable[tuple[str, str]] = ()) -> None:
+        self.folder = folder
+        self.config: dict[str, Any] | None = folder.settings.get("quantization_config")
+        self.originals = {rename(name, renames): name for name in folder.names}
+        self._modules = {_module(new): _module(old) for new, old in self.originals.items() if PART.fullmatch(old)}
+
+    @property
+    def names(self) -> list[str]:
+        """All tensors, sorted."""
+        return sorted(self.originals)
+
+    def tensor(self, name: str) -> Tensor:
+        """One tensor as it is stored."""
+        return self.folder.tensor(self.originals.get(name, name))
+
+    def original(self, module: str) -> str:
+        """What the files call a module."""
+        return self._modules.get(module) or self.originals.get(f"{module}.weight", f"{module}.weight").removesuffix(".weight")
+
+    @cached_property
+    def form(self) -> ModuleType:
+        """The file format that config.json names."""
+        method = str((self.config or {}).get("quant_method", ""))
+        if method.replace("-", "_") not in shelf:
+            known = [name.replace("_", "-") for name in shelf.names()]
+            raise CheckpointError(f"{self.folder.path}: quant_method '{method}' cannot be read. {nearest(method, known)}")
+        return shelf.get(method.replace("-", "_"))
+
+    @cached_property
+    def formats(self) -> dict[str, Format]:
+        """Format of each quantized module."""
+        if self.config is None:
+            return {}
+        found: dict[str, Format] = self.form.formats(self.config, sorted(self._modules.values()))
+        return {new: found[old] for new, old in sorted(self._modules.items()) if old in found}
+
+    def quantized(self, module: str) -> Quantized:
+        """One matrix, its codes as they are in the file."""
+        found: Quantized = self.form.quantized(self._modules[module], self.formats[module], self.folder.tensor)
+        return found
+
+
+def rename(name: str, renames: Iterable[tuple[str, str]]) -> str:
+    """The model's name of a tensor that a file calls `name`."""
+    for pattern, replacement in renames:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _module(name: str) -> str:
+    """The module of a tensor beside a weight."""
+    match = PART.fullmatch(name)
+    return match["module"] if match else name

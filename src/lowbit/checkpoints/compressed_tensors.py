@@ -1,0 +1,206 @@
+"""compressed_tensors - the standard of transformers, vLLM and SGLang: integers of 2 to 8 bits, FP8, NVFP4, MXFP4, MXFP6, MXFP8.
+
+Layout    By module, beside `weight_scale`:
+          pack-quantized   weight_packed int32 [N, ceil(K b / 32)], weight_shape int64 [2]; asymmetric: weight_zero_point int32
+                           [ceil(N b / 32), G], packed along the outputs. Scales [N, G] in the model's dtype (bf16 for float32).
+          float-quantized  weight e4m3 [N, K]; scales [1], [N, 1] or one per 128x128 block
+          nvfp4-, mxfp4-, mxfp6-pack-quantized   weight_packed uint8 [N, K b / 8]; nvfp4: weight_global_scale fp32 [1], a divisor
+          mxfp8-quantized  weight e4m3; scales uint8, as all mx formats
+          int-quantized    weight int8 [N, K]: read only. vLLM takes weight-only integers in the packed form alone.
+Source    compressed-tensors 0.20 (never imported here: engines want different versions of it).
+Traps     Zero points: transformers builds their parameter unpacked and stops with a size mismatch. `dequantize` in the
+          configuration avoids that (the model is loaded as floats, exactly) and is written where one scheme is all there is;
+          with several schemes transformers would decode all by the first one, so it is left out and a stock load stops.
+          3, 5, 6 and 7 bits are dense since version 0.18 (before: whole codes per word); `version` says which is meant.
+          transformers decodes in the scale's dtype: (q - z) exact, one rounding. So do lowbit's reference kernels.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lowbit import formats as all_formats
+from lowbit.core.errors import CheckpointError, ShapeError
+from lowbit.formats import Format, Quantized
+from lowbit.kernels import packing
+
+VERSION = "0.18.0"
+Get = Callable[[str], Tensor]
+ROUTERS = ("re:.*\\.gate$", "re:.*shared_expert_gate$")
+"""Ignored where there are experts: linears in vLLM, none in transformers."""
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How compressed-tensors says one format: its `format`, the strategy, and the group or block."""
+
+    kind: str
+    bits: int
+    type: str
+    strategy: str
+    size: int = 0
+    symmetric: bool = True
+
+    def arguments(self) -> dict[str, Any]:
+        """QuantizationArgs of the weights."""
+        told = {"num_bits": self.bits, "type": self.type, "strategy": self.strategy, "symmetric": self.symmetric, "dynamic": False}
+        told["group_size"] = self.size if "group" in self.strategy else None
+        if self.strategy == "block":
+            told["block_structure"] = [self.size, self.size]
+        if self.kind.startswith(("nvfp", "mxfp")):
+            told["scale_dtype"] = "torch.float8_e4m3fn" if self.kind.startswith("nvfp") else "torch.uint8"
+        return told
+
+    @property
+    def text(self) -> str:
+        """The format's name in lowbit."""
+        if self.kind.startswith(("nvfp", "mxfp")):
+            return self.kind.partition("-")[0]
+        where = {"tensor": "tensor", "channel": "row", "group": f"g{self.size}", "block": f"b{self.size}x{self.size}"}[self.strategy]
+        return f"{self.type if self.type == 'int' else 'fp'}{self.bits}-{where}" + ("" if self.symmetric else "-asym")
+
+
+FLOATS = {
+    ("e4m3", (0, 0), "half"): Scheme("float-quantized", 8, "float", "tensor"),
+    ("e4m3", (1, 0), "half"): Scheme("float-quantized", 8, "float", "channel"),
+    ("e4m3", (128, 128), "half"): Scheme("float-quantized", 8, "float", "block", 128),
+    ("e2m1", (1, 16), "e4m3"): Scheme("nvfp4-pack-quantized", 4, "float", "tensor_group", 16),
+    ("e2m1", (1, 32), "e8m0"): Scheme("mxfp4-pack-quantized", 4, "float", "group", 32),
+    ("e2m3", (1, 32), "e8m0"): Scheme("mxfp6-pack-quantized", 6, "float", "group", 32),
+    ("e4m3", (1, 32), "e8m0"): Scheme("mxfp8-quantized", 8, "float", "group", 32),
+}
+
+
+def scheme_of(format: Format) -> Scheme | None:
+    """The scheme that says `format`, or None."""
+    if re.fullmatch(r"int[2-8]", format.element) and format.group[0] == 1 and format.scale == "half" and format.zero != "float":
+        group = format.group[1]
+        return Scheme("pack-quantized", int(format.dtype.bits), "int", "group" if group else "channel", group, not format.zero)
+    return FLOATS.get((format.element, format.group, format.scale)) if not format.zero else None
+
+
+def can_hold(format: Format) -> str:
+    return "" if scheme_of(format) else f"compressed-tensors has no scheme for {format}"
+
+
+def tensors(module: str, quantized: Quantized, dtype: torch.dtype) -> dict[str, Tensor]:
+    scheme = _scheme(quantized.format)
+    stored, scale = packing.pack(quantized), quantized.parts["scale"]
+    if scheme.kind == "pack-quantized":
+        found = {"weight_packed": stored[""], "weight_shape": torch.tensor(quantized.shape)}
+        if not scheme.symmetric:
+            found["weight_zero_point"] = stored["zero"]
+    elif scheme.bits == 8:
+        found = {"weight": quantized.codes.view(torch.float8_e4m3fn)}
+    else:
+        found = {"weight_packed": _bytes(quantized, stored[""])}
+    if "global_scale" in quantized.parts:
+        found["weight_global_scale"] = quantized.parts["global_scale"].float().reshape(1)
+    if quantized.format.scale == "half" and dtype in {torch.float16, torch.bfloat16}:
+        scale = scale.to(dtype)
+    found["weight_scale"] = scale.reshape(1) if scheme.strategy == "tensor" else scale
+    return {f"{module}.{name}": tensor.contiguous() for name, tensor in found.items()}
+
+
+def _bytes(quantized: Quantized, packed: Tensor) -> Tensor:
+    """The dense stream of a row as bytes."""
+    count = int(quantized.shape[1] * quantized.format.dtype.bits) // 8
+    return packed.view(torch.uint8)[:, :count]
+
+
+def config(formats: dict[str, Format], ignore: list[str]) -> dict[str, Any]:
+    groups: dict[Scheme, list[str]] = {}
+    for module, format in formats.items():
+        groups.setdefault(_scheme(format), []).append(module)
+    kinds = sorted({scheme.kind for scheme in groups})
+    left_out = [*ignore, *(["lm_head"] if "lm_head" not in {*formats, *ignore} else [])]
+    if any(".experts." in module for module in formats):
+        left_out += ROUTERS
+    told: dict[str, Any] = {
+        "quant_method": "compressed-tensors", "version": VERSION, "format": kinds[0] if len(kinds) == 1 else "mixed-precision",
+        "quantization_status": "compressed", "ignore": left_out, "kv_cache_scheme": None,
+        "config_groups": {
+            f"group_{i}": {"targets": ["Linear"] if len(groups) == 1 else modules, "weights": scheme.arguments(),
+                           "input_activations": None, "output_activations": None, "format": scheme.kind}
+            for i, (scheme, modules) in enumerate(groups.items())
+        },
+    }  # fmt: skip
+    if len(groups) == 1 and not next(iter(groups)).symmetric:
+        told["dequantize"] = True
+    return told
+
+
+def formats(config: dict[str, Any], modules: list[str]) -> dict[str, Format]:
+    found: dict[str, Format] = {}
+    for group in config["config_groups"].values():
+        if group.get("input_activations"):
+            raise CheckpointError("compressed-tensors: this checkpoint quantizes activations too. lowbit runs quantized weights only.")
+        format = all_formats.parse(_read(group, config.get("format", "")).text)
+        for module in modules:
+            if _matches(module, group["targets"]) and not _matches(module, config.get("ignore") or []):
+                found.setdefault(module, format)
+    return found
+
+
+def _read(group: dict[str, Any], kind: str) -> Scheme:
+    """The scheme of a config group. Raises CheckpointError for one that is not in the header's table."""
+    weights = group["weights"]
+    size = weights.get("group_size") or (weights.get("block_structure") or [0])[0]
+    found = Scheme(group.get("format") or kind, weights["num_bits"], weights["type"], weights["strategy"], max(size, 0), weights["symmetric"])
+    integers = found.kind in {"pack-quantized", "int-quantized"} and found.type == "int" and found.strategy in {"group", "channel"}
+    if not integers and found not in FLOATS.values():
+        raise CheckpointError(f"compressed-tensors: {found.kind} with {weights} cannot be read. Ask for this scheme or use another checkpoint.")
+    return found
+
+
+def _matches(module: str, targets: list[str]) -> bool:
+    """Whether a module is meant: by class, full name, or regular expression."""
+    return any(t == "Linear" or t == module or (t.startswith("re:") and re.match(t[3:], module)) for t in targets)
+
+
+def quantized(module: str, format: Format, get: Get) -> Quantized:
+    scheme, scale = _scheme(format), get(f"{module}.weight_scale")
+    parts = {"scale": scale.to(torch.bfloat16) if format.scale == "half" else scale}
+    if scheme.kind == "pack-quantized":
+        return _integers(module, format, get, parts)
+    if scheme.kind == "nvfp4-pack-quantized":
+        parts["global_scale"] = get(f"{module}.weight_global_scale")
+    if scheme.bits == 8:
+        codes = get(f"{module}.weight").view(torch.uint8)
+    else:
+        stream = get(f"{module}.weight_packed")
+        columns = stream.shape[1] * 8 // scheme.bits
+        words = torch.nn.functional.pad(stream, (0, -stream.shape[1] % 4)).view(torch.int32)
+        codes = packing.codes(format, words, (stream.shape[0], columns))
+    if scheme.strategy == "tensor":
+        parts["scale"] = parts["scale"].reshape(1, 1)
+    return Quantized(format, codes, parts, (codes.shape[0], codes.shape[1]))
+
+
+def _integers(module: str, format: Format, get: Get, parts: dict[str, Tensor]) -> Quantized:
+    """Packed integers, or plain int8 as int-quantized files have them."""
+    try:
+        rows, columns = get(f"{module}.weight_shape").tolist()
+    except CheckpointError:
+        codes = get(f"{module}.weight").view(torch.uint8) ^ 128
+        if format.zero:
+            parts["zero"] = get(f"{module}.weight_zero_point").view(torch.uint8) ^ 128
+        return Quantized(format, codes, parts, (codes.shape[0], codes.shape[1]))
+    packed, bits = get(f"{module}.weight_packed"), int(format.dtype.bits)
+    if packed.shape[1] != -(-columns * bits // 32):
+        raise ShapeError(f"{module}.weight_packed: {packed.shape[1]} words for {columns} codes of {bits} bits; the dense form has "
+                         f"{-(-columns * bits // 32)}. The file is older than compressed-tensors 0.18: convert it anew.")
+    if format.zero:
+        parts["zero"] = packing.unpack_zero(format, get(f"{module}.weight_zero_point"), (rows, columns))
+    return Quantized(format, packing.codes(format, packed, (rows, columns)), parts, (rows, columns))
+
+
+def _scheme(format: Format) -> Scheme:
+    found = scheme_of(format)
+    if found is None:
+        raise CheckpointError(f"{can_hold(format)}. Use the checkpoint format lowbit.")
+    return found

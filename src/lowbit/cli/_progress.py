@@ -1,0 +1,82 @@
+"""_progress - a run's events as a live bar on stderr, or as plain lines where there is no terminal."""
+
+import sys
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
+
+    from lowbit.pipeline.progress import Progress
+
+
+def progress() -> "Progress":
+    """The receiver that suits stderr."""
+    return Bar() if sys.stderr.isatty() else Lines()
+
+
+def clock(seconds: float) -> str:
+    """3:04, or 1:02:03."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
+
+
+class Lines:
+    """One line for each block."""
+
+    def start(self, what: str, blocks: int) -> None:
+        self._what, self._blocks, self._start, self._done = what, blocks, time.monotonic(), 0
+
+    def layer(self, name: str, error: float | None, seconds: float) -> None:
+        """Nothing: a line for each layer would be too many."""
+
+    def block(self, index: int, error: float | None, seconds: float) -> None:
+        self._done += 1
+        parts = [f"{self._what} {index + 1}/{self._blocks}", f"{seconds:.1f} s", f"left {clock(self.left())}"]
+        if error is not None:
+            parts.insert(1, f"error {error:.4f}")
+        self.say(" · ".join(parts))
+
+    def left(self) -> float:
+        """Seconds still to go, at the pace so far."""
+        return (time.monotonic() - self._start) / max(1, self._done) * (self._blocks - self._done)
+
+    def say(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    def end(self) -> None:
+        """Nothing: the last line stands."""
+
+
+class Bar(Lines):
+    """A bar over blocks with the current layer, its error and the time left."""
+
+    _bar: "RichProgress"
+
+    def start(self, what: str, blocks: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+        from rich.progress import Progress as RichProgress
+
+        super().start(what, blocks)
+        columns = [TextColumn("{task.description}"), BarColumn(bar_width=28), MofNCompleteColumn(),
+                   TextColumn("{task.fields[left]}"), TextColumn("[dim]{task.fields[layer]}")]
+        self._bar = RichProgress(*columns, console=Console(stderr=True), refresh_per_second=4)
+        self._task = self._bar.add_task(what, total=blocks, layer="", left="")
+        self._bar.start()
+
+    def layer(self, name: str, error: float | None, seconds: float) -> None:
+        told = name if error is None else f"{name}  error {error:.4f}"
+        self._bar.update(self._task, layer=told)
+
+    def block(self, index: int, error: float | None, seconds: float) -> None:
+        self._done += 1
+        left = f"left {clock(self.left())}" if self._done < self._blocks else f"took {clock(time.monotonic() - self._start)}"
+        self._bar.update(self._task, advance=1, left=left)
+
+    def say(self, text: str) -> None:
+        self._bar.console.print(text, highlight=False, markup=False)
+
+    def end(self) -> None:
+        self._bar.update(self._task, layer="")
+        self._bar.stop()

@@ -1,0 +1,28 @@
+"""generate - Continue a prompt."""
+
+from typing import Annotated
+
+import typer
+
+from lowbit.cli import _options as options
+from lowbit.cli._output import Output, verbs
+
+
+def command(
+    model: options.Model,
+    prompt: Annotated[str, typer.Argument(help="The text to continue.", metavar="PROMPT", show_default=False)],
+    tokens: options.Tokens = 128,
+    temperature: options.Temperature = 0.0,
+    seed: options.Seed = 0,
+    device: options.Device = None,
+    json: options.Json = False,
+) -> None:
+    """Continue a prompt.
+
+    \b
+    lowbit generate small "Once upon a time" --tokens 64 --temperature 0.8
+    """
+    with Output(json) as output:
+        text = verbs().generate(model, prompt, tokens=tokens, temperature=temperature, seed=seed, device=device)
+        output.object({"model": model, "prompt": prompt, "text": text})
+        output.say(prompt + text)

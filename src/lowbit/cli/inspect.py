@@ -1,0 +1,20 @@
+"""inspect - Tell what a model folder stores, and which kernels will run it."""
+
+from lowbit.cli import _options as options
+from lowbit.cli._output import Output, verbs
+
+
+def command(model: options.Model, json: options.Json = False) -> None:
+    """Tell what a model folder stores, layer by layer, and which kernel will run it on this machine.
+
+    \b
+    lowbit inspect small
+    """
+    with Output(json) as output:
+        result = verbs().inspect(model)
+        output.object(result)
+        if not json:
+            from lowbit.report import table
+
+            output.show(table.layers(result["layers"]))
+            output.say(table.facts(result))

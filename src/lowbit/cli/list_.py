@@ -1,0 +1,26 @@
+"""list - List methods, formats, presets, architectures or kernels."""
+
+from typing import Annotated
+
+import typer
+
+from lowbit.cli import _options as options
+from lowbit.cli._output import Output, verbs
+
+
+def command(
+    kind: Annotated[str, typer.Argument(help="methods, formats, presets, architectures or kernels.", metavar="KIND", show_default=False)],
+    json: options.Json = False,
+) -> None:
+    """List methods, formats, presets, architectures or kernels, each with one line.
+
+    \b
+    lowbit list methods
+    """
+    with Output(json) as output:
+        rows = verbs().listing(kind)
+        output.object({kind: rows})
+        if not json:
+            from lowbit.report import table
+
+            output.show(table.rows(rows))

@@ -1,0 +1,65 @@
+"""quantize - Pack a model's weights in a few bits, by a recipe."""
+
+import shlex
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from lowbit.cli import _options as options
+from lowbit.cli._output import Output, verbs
+from lowbit.cli._progress import progress
+
+
+def command(
+    model: options.Model,
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A sentence or a preset's name.")] = "balanced",
+    out: options.Out = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell layers, sizes, memory and time.")] = False,
+    calibration: options.Calibration = "bundled",
+    samples: options.Samples = None,
+    length: options.Length = None,
+    seed: options.Seed = 0,
+    device: options.Device = None,
+    json: options.Json = False,
+) -> None:
+    """Pack a model's weights in a few bits by a recipe; write a complete model folder.
+
+    \b
+    lowbit quantize models/lowbit-tiny
+    lowbit quantize meta-llama/Llama-3.2-1B "awq + gptq(int4-g128)" --out small
+    lowbit quantize MODEL "gptq(int4-g128) + gptq(int8-row)@layers.0-1" --dry-run
+
+    RECIPE is a sentence such as the above, or a preset: lowbit list presets.
+    A run that was interrupted goes on when the same command is given again.
+    """
+    with Output(json) as output:
+        try:
+            result = verbs().quantize(model, recipe, out, calibration=calibration, samples=samples, length=length, seed=seed,
+                                      device=device, dry_run=dry_run, progress=progress()).to_json()
+        except KeyboardInterrupt:
+            again = shlex.join(["lowbit", *sys.argv[1:]])
+            print(f"\ninterrupted; the same command goes on where this one stopped:\n  {again}", file=sys.stderr)
+            raise typer.Exit(130) from None
+        output.object(result)
+        if dry_run:
+            _show_outlook(output, result)
+        else:
+            _show_result(output, result)
+
+
+def _show_outlook(output: Output, result: dict[str, Any]) -> None:
+    from lowbit.report import table
+
+    outlook = result["outlook"]
+    output.show(table.layers(outlook["layers"]))
+    output.say(f"{result['sentence']}\n{len(outlook['layers'])} layers, {result['bits_per_weight']:.3f} bits per weight; "
+               f"{table.size(result['bytes'])} to write to {result['out']}")
+    output.say(f"peak memory about {table.size(outlook['peak_memory'])}, time about {table.duration(outlook['seconds'])} (estimates)")
+
+
+def _show_result(output: Output, result: dict[str, Any]) -> None:
+    from lowbit.report import table
+
+    output.show(table.result(result))
+    output.say(f"next: lowbit generate {shlex.quote(result['out'])} \"Once upon a time\"")

@@ -1,0 +1,56 @@
+"""dtypes - what a code means: real numbers <-> codes of one element. One file is one element or one family of them.
+
+Contract of a file: `def element(number: str) -> Element`; `number` is what follows the family's name ("4" of "int4"; "" for
+a file that is one element). Codes are unsigned integers 0 .. 2**bits - 1 in uint8, whatever the element means by them.
+"""
+
+import functools
+from collections.abc import Iterator
+from typing import Protocol
+
+from torch import Tensor
+
+from lowbit.core.shelf import Shelf
+
+shelf = Shelf(__name__, "dtype")
+
+
+class Element(Protocol):
+    """One number type.
+
+    bits: bits that one code takes on disk (8/5 for five ternary digits in a byte). codes: how many codes there are.
+    minimum, maximum: the least and the greatest value.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def bits(self) -> float: ...
+    @property
+    def codes(self) -> int: ...
+    @property
+    def minimum(self) -> float: ...
+    @property
+    def maximum(self) -> float: ...
+
+    def encode(self, values: Tensor) -> Tensor:
+        """The nearest code of each value (ties to even, beyond the range to the end of it); uint8 of the same shape."""
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """The value of each code; float32 of the same shape."""
+
+    def round(self, values: Tensor) -> Tensor:
+        """decode(encode(values)) without the codes: what solvers call in their inner loop; may be faster than both."""
+
+
+@functools.cache
+def get(name: str) -> Element:
+    """The element called `name`, as "int4", "e2m1", "nf4"."""
+    module, number = shelf.resolve(name)
+    element: Element = module.element(number)
+    return element
+
+
+def names() -> Iterator[str]:
+    """The files of this shelf: elements and families."""
+    yield from shelf.names()

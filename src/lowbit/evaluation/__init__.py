@@ -1,0 +1,1 @@
+"""evaluation - model -> numbers. One file is one measure; none knows a method by name."""

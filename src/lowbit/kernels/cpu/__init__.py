@@ -1,0 +1,1 @@
+"""kernels/cpu - the fastest that torch brings for the CPU."""

@@ -1,0 +1,121 @@
+"""_build - CUDA C++ compiled at run time by NVRTC and launched by the driver, both through cuda-python, which torch brings along.
+
+Idea      A kernel is one .cu file of this folder and its macros; compiled once a process for each set of macros, to machine code of
+          the device at hand. A launch may overlap the kernel before it (programmatic dependent launch): the .cu file waits
+          itself before it reads what other kernels write.
+Traps     The stream is torch's current one, so capture into CUDA graphs works once a kernel has been compiled by a first call.
+"""
+
+import ctypes
+import functools
+import importlib.util
+from importlib import resources
+
+import torch
+
+from lowbit.core.errors import KernelUnavailable
+
+Macros = tuple[tuple[str, int], ...]
+
+
+@functools.cache
+def missing() -> str:
+    """What is not installed, or ""."""
+    try:
+        found = importlib.util.find_spec("cuda.bindings") is not None
+    except ModuleNotFoundError:
+        found = False
+    return "" if found else "cuda-bindings is not installed"
+
+
+def _checked(result, what: str):  # type: ignore[no-untyped-def]
+    """The values after the error code of a driver or compiler call. Raises KernelUnavailable."""
+    code, *values = result
+    if int(code) != 0:
+        raise KernelUnavailable(f"{what}: CUDA answers {code.name}. Update the driver, or use another kernel.")
+    return values[0] if len(values) == 1 else values
+
+
+def _compiled(file: str, macros: Macros, capability: tuple[int, int]) -> bytes:
+    """Machine code of a .cu file."""
+    from cuda.bindings import nvrtc
+
+    source = resources.files(__package__).joinpath(file).read_bytes()
+    program = _checked(nvrtc.nvrtcCreateProgram(source, file.encode(), 0, [], []), file)
+    architecture = f"sm_{capability[0]}{capability[1]}" + ("a" if capability[0] >= 9 else "")
+    options = [f"-arch={architecture}".encode(), b"-std=c++17", *(f"-D{name}={value}".encode() for name, value in macros)]
+    (code,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
+    if int(code) != 0:
+        log = b" " * _checked(nvrtc.nvrtcGetProgramLogSize(program), file)
+        _checked(nvrtc.nvrtcGetProgramLog(program, log), file)
+        raise KernelUnavailable(f"{file} with {dict(macros)} for {architecture}: {log.decode()}. This is a bug of lowbit; report it.")
+    binary = b" " * _checked(nvrtc.nvrtcGetCUBINSize(program), file)
+    _checked(nvrtc.nvrtcGetCUBIN(program, binary), file)
+    _checked(nvrtc.nvrtcDestroyProgram(program), file)
+    return binary
+
+
+class Kernel:
+    """One function of a compiled file on one device."""
+
+    def __init__(self, file: str, function: str, macros: Macros, device: int) -> None:
+        from cuda.bindings import driver
+
+        with torch.cuda.device(device):
+            torch.cuda.current_stream().synchronize() if not torch.cuda.is_current_stream_capturing() else None
+            binary = _compiled(file, macros, torch.cuda.get_device_capability(device))
+            self._module = _checked(driver.cuModuleLoadData(binary), file)
+            self._function = _checked(driver.cuModuleGetFunction(self._module, function.encode()), function)
+        self._driver = driver
+        self._name = function
+        self._shared = 48 << 10
+
+    def allow_shared(self, size: int) -> None:
+        """Let a block have `size` bytes of shared memory."""
+        if size > self._shared:
+            attribute = self._driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+            _checked(self._driver.cuFuncSetAttribute(self._function, attribute, size), f"{self._name} with {size} bytes")
+            self._shared = size
+
+    def launch(self, grid: tuple[int, int], threads: int, arguments: tuple[int, ...], shared: int = 0, cluster: int = 1, overlap: bool = False) -> None:
+        """Run on torch's current stream. arguments: addresses (64 bits) and, from the first one below 2**31 on, 32-bit integers
+        as `Pointer` and int; cluster: blocks along y that see each other's shared memory."""
+        driver = self._driver
+        self.allow_shared(shared)
+        config = driver.CUlaunchConfig()
+        config.gridDimX, config.gridDimY, config.gridDimZ = *grid, 1
+        config.blockDimX, config.blockDimY, config.blockDimZ = threads, 1, 1
+        config.sharedMemBytes = shared
+        config.hStream = torch.cuda.current_stream().cuda_stream
+        config.attrs = _attributes(cluster, overlap)
+        config.numAttrs = len(config.attrs)
+        types = tuple(ctypes.c_void_p if isinstance(a, Pointer) else ctypes.c_int for a in arguments)
+        _checked(driver.cuLaunchKernelEx(config, self._function, (tuple(int(a) for a in arguments), types), 0), self._name)
+
+
+class Pointer(int):
+    """An address of device memory among the arguments of a launch."""
+
+
+@functools.cache
+def _attributes(cluster: int, overlap: bool):  # type: ignore[no-untyped-def]
+    from cuda.bindings import driver
+
+    found = []
+    if cluster > 1:
+        attribute = driver.CUlaunchAttribute()
+        attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
+        attribute.value.clusterDim.x, attribute.value.clusterDim.y, attribute.value.clusterDim.z = 1, cluster, 1
+        found.append(attribute)
+    if overlap:
+        attribute = driver.CUlaunchAttribute()
+        attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+        attribute.value.programmaticStreamSerializationAllowed = 1
+        found.append(attribute)
+    return found
+
+
+@functools.cache
+def kernel(file: str, function: str, macros: Macros, device: int) -> Kernel:
+    """The function of a .cu file of this folder, compiled with `macros`."""
+    return Kernel(file, function, macros, device)

@@ -1,0 +1,253 @@
+"""linear - y = x W.T for integers of 2, 3, 4 and 8 bits on Hopper and later GPUs, in CUDA C++ (linear.cu).
+
+In / Out  codes of layout "dense", scales [N, G], zeros uint8 -> fragments (see Layout); x [tokens, in] -> y [tokens, out].
+Idea      The bytes lie in memory as the tensor cores want them in registers: weights stream once, 16 bytes a lane, through
+          a private ring of shared memory, are cut into halves by 1.3 to 1.8 instructions each and multiplied. The stream
+          starts before the kernel that makes x has ended. Above DECODE_TOKENS tokens: decode once, then the vendor's product.
+Layout    Tiles of 16 rows x chunks of 128 columns. Lane 4r + c (r 0..7, c 0..3) holds of rows r and r + 8 the columns
+          32u + 8c + 4t + 2p + e (u 0..3, t, p, e 0..1): 32 pairs in order (u, t, p, row half), the pair is e. A word of 32
+          bits holds 16 / bits pairs: pair i has e = 0 at bit bits * i, e = 1 at bit 16 + bits * i.
+          low: [tiles, chunks, vectors, lane, 4 words]. 3 bits: the lower two as of 2 bits; high: [tiles, chunks, lane, 2 words],
+          word u / 2, pair (u % 2) * 8 + 4t + 2p + half at bits HIGH_BITS[pair] and 16 + HIGH_BITS[pair].
+          meta: int16 [tiles, chunks, groups of a chunk, r, (scale r, scale r + 8, zero r, zero r + 8)], the last two only if
+          asymmetric; with one scale per row [tiles, r, ...].
+Source    Marlin (2408.11743) for magic numbers and fragment order; the layout, the column order and the schedule are our own.
+Traps     bfloat16 holds 128 + u exactly for 7 bits only: 8 bits go through (128 + low 7 bits) - (128 or 256).
+"""
+
+import functools
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lowbit.core.errors import ShapeError
+from lowbit.formats import Format
+from lowbit.kernels import packing
+from lowbit.kernels.cuda import _build
+from lowbit.kernels.cuda._build import Pointer
+
+RANK = 30
+DECODE_TOKENS = 64
+"""Above this many tokens the matrix is decoded first."""
+HIGH_BITS = (2, 4, 6, 3, 5, 7, 14, 15, 8, 10, 12, 9, 11, 13, 0, 1)
+SHARED = 227 << 10
+"""Bytes of shared memory that a block can have."""
+
+
+def supports(format: Format, shape: tuple[int, int], device: torch.device, dtype: torch.dtype, tokens: int) -> str:
+    """ "" when this kernel takes the layer, else the reason."""
+    if device.type != "cuda" or torch.version.hip is not None:
+        return f"device {device.type} is not an NVIDIA GPU"
+    if torch.cuda.get_device_capability(device)[0] < 9:
+        return "the GPU is older than Hopper (compute capability 9.0)"
+    return _build.missing() or refusal(format, shape, dtype)
+
+
+def refusal(format: Format, shape: tuple[int, int], dtype: torch.dtype) -> str:
+    """Why fragments cannot hold a matrix, or ""."""
+    if format.element not in {"int2", "int3", "int4", "int8"}:
+        return f"element {format.element} is not int2, int3, int4 or int8"
+    if format.rule not in {"symmetric", "asymmetric"} or format.scale not in {"half", "bf16"}:
+        return f"scales of {format} are not bfloat16 scales of symmetric or asymmetric integers"
+    if format.group[0] != 1 or (format.group[1] not in {0, 32, 64} and format.group[1] % 128):
+        return f"group {format.group[0]}x{format.group[1]} is not 1 row by 32, 64, a multiple of 128 or all inputs"
+    if shape[1] % 8:
+        return f"{shape[1]} inputs are not a multiple of 8"
+    if dtype not in {torch.bfloat16, torch.float16}:
+        return f"activations are {dtype}, not bfloat16 or float16"
+    return ""
+
+
+def _bits(format: Format) -> int:
+    return int(format.dtype.bits)
+
+
+def _per_chunk(format: Format) -> int:
+    """Groups that a chunk of 128 columns holds in meta; 0: a scale per row."""
+    group = format.group[1]
+    return 128 // min(group, 128) if group else 0
+
+
+def prepare(format: Format, packed: Tensor, parts: dict[str, Tensor], shape: tuple[int, int]) -> dict[str, Tensor]:
+    """Arrange codes in fragments. Gives low and meta, and high for 3 bits."""
+    codes = packing.codes(format, packed, shape)
+    pairs = _pairs(codes)
+    if _bits(format) == 3:
+        low, high = _words(pairs & 3, 2), _high_words(pairs >> 2)
+    else:
+        low, high = _words(pairs, _bits(format)), None
+    tiles, chunks = low.shape[:2]
+    low = low.view(tiles, chunks, 32, -1, 4).transpose(2, 3).contiguous()
+    prepared = {"low": low, "meta": _meta(format, parts, tiles, chunks)}
+    return prepared if high is None else {**prepared, "high": high}
+
+
+def _pairs(codes: Tensor) -> Tensor:
+    """uint8 [rows, inputs] -> [tiles, chunks, lane, 32 pairs, 2]."""
+    rows, inputs = codes.shape
+    codes = torch.nn.functional.pad(codes, (0, -inputs % 128, 0, -rows % 16))
+    cube = codes.view(codes.shape[0] // 16, 2, 8, codes.shape[1] // 128, 4, 4, 2, 2, 2)  # tile, half, r, chunk, u, c, t, p, e
+    return cube.permute(0, 3, 2, 5, 4, 6, 7, 1, 8).reshape(cube.shape[0], cube.shape[3], 32, 32, 2)
+
+
+def _from_pairs(pairs: Tensor, shape: tuple[int, int]) -> Tensor:
+    tiles, chunks = pairs.shape[:2]
+    cube = pairs.view(tiles, chunks, 8, 4, 4, 2, 2, 2, 2)  # r, c, u, t, p, half, e
+    codes = cube.permute(0, 7, 2, 1, 4, 3, 5, 6, 8).reshape(tiles * 16, chunks * 128)
+    return codes[: shape[0], : shape[1]].contiguous()
+
+
+def _signed(words: Tensor) -> Tensor:
+    return torch.where(words >= 1 << 31, words - (1 << 32), words).to(torch.int32)
+
+
+def _words(pairs: Tensor, bits: int) -> Tensor:
+    """[tiles, chunks, lane, 32, 2] -> int32 [tiles, chunks, lane, 2 * bits]."""
+    grouped = pairs.unflatten(3, (2 * bits, 16 // bits))
+    words = torch.zeros(grouped.shape[:4], dtype=torch.int64, device=pairs.device)
+    for i in range(16 // bits):
+        words |= (grouped[..., i, 0].long() << (bits * i)) | (grouped[..., i, 1].long() << (16 + bits * i))
+    return _signed(words)
+
+
+def _from_words(words: Tensor, bits: int) -> Tensor:
+    fields = [(words >> (bits * i + 16 * e)) & ((1 << bits) - 1) for i in range(16 // bits) for e in (0, 1)]
+    return torch.stack(fields, -1).to(torch.uint8).reshape(*words.shape[:3], 32, 2)
+
+
+def _high_words(pairs: Tensor) -> Tensor:
+    """The third bits [tiles, chunks, lane, 32, 2] -> int32 [tiles, chunks, lane, 2]."""
+    grouped = pairs.unflatten(3, (2, 16)).long()
+    words = sum((grouped[..., i, 0] << bit) | (grouped[..., i, 1] << (16 + bit)) for i, bit in enumerate(HIGH_BITS))
+    return _signed(words)  # type: ignore[arg-type]
+
+
+def _from_high_words(words: Tensor) -> Tensor:
+    fields = [(words >> (bit + 16 * e)) & 1 for bit in HIGH_BITS for e in (0, 1)]
+    return torch.stack(fields, -1).to(torch.uint8).reshape(*words.shape[:3], 32, 2)
+
+
+def _meta(format: Format, parts: dict[str, Tensor], tiles: int, chunks: int) -> Tensor:
+    """Scales, and zeros, beside the chunks they belong to: int16."""
+    fields = [parts["scale"].to(torch.bfloat16).view(torch.int16)]
+    if "zero" in parts:
+        fields.append(parts["zero"].to(torch.int16))
+    return torch.stack([_meta_field(field, format, tiles, chunks) for field in fields], -2).flatten(-2).contiguous()
+
+
+def _meta_field(field: Tensor, format: Format, tiles: int, chunks: int) -> Tensor:
+    """[rows, G] -> [tiles, chunks, groups, 8, 2], or [tiles, 8, 2] for one scale per row."""
+    per_chunk = _per_chunk(format)
+    if per_chunk:
+        field = field.repeat_interleave(max(format.group[1] // 128, 1), 1)
+        field = torch.nn.functional.pad(field, (0, chunks * per_chunk - field.shape[1]))
+    field = torch.nn.functional.pad(field, (0, 0, 0, tiles * 16 - field.shape[0]))
+    cube = field.view(tiles, 2, 8, -1).permute(0, 3, 2, 1)
+    return cube.reshape(tiles, chunks, per_chunk, 8, 2) if per_chunk else cube.reshape(tiles, 8, 2)
+
+
+def restore(prepared: dict[str, Tensor], format: Format, shape: tuple[int, int]) -> tuple[Tensor, dict[str, Tensor]]:
+    """The packed codes and parts that `prepare` was given."""
+    bits = _bits(format)
+    low = prepared["low"].transpose(2, 3).flatten(3)
+    pairs = _from_words(low, 2) | (_from_high_words(prepared["high"]) << 2) if bits == 3 else _from_words(low, bits)
+    meta = prepared["meta"]
+    tiles = meta.shape[0]
+    fields = meta.view(tiles, -1, 8, meta.shape[-1] // 2, 2).permute(3, 0, 4, 2, 1).reshape(meta.shape[-1] // 2, tiles * 16, -1)
+    step = max(format.group[1] // 128, 1)
+    fields = fields[:, : shape[0], ::step][..., : format.groups(shape)[1]]
+    parts = {"scale": fields[0].contiguous().view(torch.bfloat16)}
+    if fields.shape[0] == 2:
+        parts["zero"] = fields[1].to(torch.uint8)
+    return packing.layout(format).pack(_from_pairs(pairs, shape), format.dtype.bits), parts
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """How a product is cut: each warp has `high` tiles of 16 rows; a block has `beside` warps over rows and `along` over
+    columns; `slices` blocks share the columns; `stages` chunks wait in a warp's ring; x comes `span` rounds at a time (0: whole).
+    """
+
+    high: int
+    beside: int
+    along: int
+    slices: int
+    stages: int
+    span: int = 0
+
+
+def tiles(tokens: int, rows: int, chunks: int) -> Tiles:
+    """The cut for a product of so many tokens, rows and chunks of 128 columns."""
+    if tokens <= 8:
+        return Tiles(1, 1, 8, 1, 5)
+    if tokens <= 16:
+        return Tiles(2, 2, 4, min(8, max(1, chunks // 8)), 4)
+    if tokens <= 32:
+        return Tiles(2, 4, 2, min(8, max(1, chunks // 8)), 4)
+    return Tiles(2, 4, 2, min(4, max(1, chunks // 8)), 3, 2)
+
+
+def linear(x: Tensor, prepared: dict[str, Tensor], format: Format, shape: tuple[int, int]) -> Tensor:
+    """x [tokens, in] -> y [tokens, out] of x's type. Raises ShapeError when x does not fit."""
+    if x.shape[-1] != shape[1]:
+        raise ShapeError(f"linear of {shape[0]}x{shape[1]}: x has {x.shape[-1]} inputs. Give x [tokens, {shape[1]}].")
+    if x.shape[0] <= DECODE_TOKENS:
+        return product(x.contiguous(), prepared, format, shape)
+    return torch.nn.functional.linear(x, matrix(prepared, format, shape, x.dtype))
+
+
+@functools.lru_cache(maxsize=1024)
+def _macros(format: Format, dtype: torch.dtype, how: Tiles | None, tokens: int) -> _build.Macros:
+    per_chunk = _per_chunk(format)
+    how = how or Tiles(1, 1, 1, 1, 2)
+    wide = next(n for n in (1, 2, 4, 8) if tokens <= 8 * n)
+    values = {"BITS": _bits(format), "HALF": int(dtype == torch.float16), "GROUP": 4 // per_chunk if per_chunk else 0,
+              "ASYM": int(format.zero == "int"), "NT": wide, "RT": how.high, "WN": how.beside, "WK": how.along, "DEPTH": how.stages}  # fmt: skip
+    return tuple(values.items())
+
+
+def shared_bytes(format: Format, tokens: int, chunks: int, how: Tiles) -> int:
+    """Shared memory of a block."""
+    meta = _per_chunk(format) * 8 * (8 if format.zero == "int" else 4)
+    ring = how.beside * how.along * how.stages * how.high * (_bits(format) * 256 + meta)
+    span, buffers = spans(chunks, how)
+    wide = next(n for n in (8, 16, 32, 64) if tokens <= n)
+    return max(ring + buffers * tokens * (span * 256 + 64), how.along * wide * how.beside * how.high * 16 * 4)
+
+
+def spans(chunks: int, how: Tiles) -> tuple[int, int]:
+    """Chunks of x in a buffer, and buffers."""
+    whole = -(-chunks // how.slices)
+    rounds = -(-whole // how.along)
+    if how.span == 0 or rounds <= how.span:
+        return rounds * how.along, 1
+    return how.span * how.along, 2
+
+
+def _address(tensor: Tensor | None) -> Pointer:
+    return Pointer(0 if tensor is None else tensor.data_ptr())
+
+
+def product(x: Tensor, prepared: dict[str, Tensor], format: Format, shape: tuple[int, int], how: Tiles | None = None, overlap: bool = True) -> Tensor:
+    """x [tokens <= 64, in] -> y [tokens, out] in one launch. how: another cut than `tiles` chooses."""
+    tokens, rows = x.shape[0], shape[0]
+    y = torch.empty(tokens, rows, dtype=x.dtype, device=x.device)
+    chunks = prepared["low"].shape[1]
+    how = how or tiles(tokens, rows, chunks)
+    kernel = _build.kernel("linear.cu", "product", _macros(format, x.dtype, how, tokens), x.device.index)
+    arguments = (*map(_address, (x, prepared["low"], prepared.get("high"), prepared["meta"], y)), tokens, *shape, chunks, spans(chunks, how)[0])
+    blocks = -(-rows // (16 * how.high * how.beside))
+    shared = shared_bytes(format, tokens, chunks, how)
+    kernel.launch((blocks, how.slices), 32 * how.beside * how.along, arguments, shared, how.slices, overlap)
+    return y
+
+
+def matrix(prepared: dict[str, Tensor], format: Format, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    """The decoded matrix [out, in], rounded to `dtype`."""
+    low = prepared["low"]
+    w = torch.empty(shape, dtype=dtype, device=low.device)
+    kernel = _build.kernel("linear.cu", "matrix", _macros(format, dtype, None, 1), low.device.index)
+    arguments = (*map(_address, (low, prepared.get("high"), prepared["meta"], w)), *shape, low.shape[1])
+    kernel.launch((-(-low.shape[1] // 4), low.shape[0]), 128, arguments)
+    return w

@@ -1,0 +1,1 @@
+"""kernels/reference - plain torch on every device: what all other kernels must equal."""

@@ -1,0 +1,176 @@
+"""loading - a model folder -> a model that runs: packed layers where the folder holds codes, floats elsewhere.
+
+Idea      The model's own class of transformers is built on the meta device; linears that the folder holds quantized become
+          QuantizedLinear, fused experts are taken apart first; then every tensor is read once, straight to its place.
+Traps     It is strict: a tensor that is missing or left over is an error, never a random weight. Buffers that no file holds
+          (rotary tables) are computed by the model's own initialisation, in float32 as transformers' from_pretrained does;
+          `.to(bfloat16)` on a whole model would round them. Kernels are picked for `dtype`: bfloat16 is the fast one on CPUs.
+"""
+
+import copy
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers.utils import logging
+
+from lowbit import architectures, checkpoints
+from lowbit.checkpoints.folder import Folder
+from lowbit.core.errors import CheckpointError
+from lowbit.kernels import packing
+from lowbit.layers import replacing
+from lowbit.layers.linear import QuantizedLinear
+from lowbit.layers.quantizer import attach
+
+Get = Callable[[str], Tensor]
+UNWANTED = (r"rotary_emb\.inv_freq$", r"(^|\.)position_ids$")
+"""Tensors of old files that no class wants any more."""
+
+
+def load(path: str | Path, dtype: torch.dtype | None = None, device: str | torch.device | None = None) -> Any:
+    """Load a model folder: of any quant_method that lowbit reads, or of floats.
+
+    dtype: of all that is not packed, and of the activations (default: the folder's). device: default "cpu".
+    Raises CheckpointError when the folder is not whole, ArchitectureError when transformers does not know the model.
+    """
+    folder = Folder(path)
+    dtype, device = dtype or folder.dtype(), torch.device(device or "cpu")
+    if "quantization_config" not in folder.settings:
+        return _plain(folder, dtype).to(device)
+    config = folder.config()
+    del config.quantization_config
+    model = skeleton(config, dtype)
+    apart = replacing.has_experts(folder.names)
+    stored = checkpoints.Stored(folder, architectures.find(config).renames if apart else ())
+    if apart:
+        replacing.open_experts(model)
+    _check(model, stored)
+    _fill(model, stored, device)
+    _replace(model, stored, device)
+    if (folder.path / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder.path)
+    attach(model, stored)
+    return model
+
+
+def skeleton(config: Any, dtype: torch.dtype) -> Any:
+    """The causal-LM class of a config without weights: parameters on meta, buffers that no file holds real, on the CPU."""
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype)
+    for module in model.modules():
+        lost = {n: b for n, b in module._buffers.items() if b is not None and b.is_meta and n in module._non_persistent_buffers_set}
+        for name, buffer in lost.items():
+            module._buffers[name] = torch.full_like(buffer, torch.nan if buffer.is_floating_point() else 0, device="cpu")
+        if lost:
+            model._init_weights(module)
+        wrong = [n for n in lost if torch.isnan(module._buffers[n]).any()]
+        if wrong:
+            raise CheckpointError(f"{type(module).__name__}.{wrong[0]}: transformers does not compute this buffer. Update transformers.")
+    return model.requires_grad_(False).eval()
+
+
+def materialise(module: nn.Module, get: Get, prefix: str = "", device: torch.device | str = "cpu") -> nn.Module:
+    """Load the parameters of one submodule in their declared dtypes. get: tensor by full name; prefix: the module's own."""
+    for name, parameter in list(module.named_parameters()):
+        _set(module, name, get(f"{prefix}.{name}" if prefix else name), parameter.dtype, torch.device(device))
+    return module
+
+
+def _places(model: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and every buffer that files hold, by name; tied ones under each of their names."""
+    found: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    for name, module in model.named_modules():
+        found |= {f"{name}.{n}": b for n, b in module._buffers.items() if b is not None and n not in module._non_persistent_buffers_set}
+    return found
+
+
+def _tied(model: Any, stored: checkpoints.Stored) -> dict[str, str]:
+    """Parameters that share another one's weight, and have none of their own in the files: name -> the other's name."""
+    held = stored.originals
+    return {name: source for name, source in model.all_tied_weights_keys.items() if name not in held and source in held}
+
+
+def _floats(stored: checkpoints.Stored) -> set[str]:
+    """The tensors that are no part of a quantized matrix."""
+    return {n for n in stored.names if replacing.module_of(n) not in stored.formats}
+
+
+def _check(model: Any, stored: checkpoints.Stored) -> None:
+    """See that the files hold all that the model wants and nothing else. Raises CheckpointError."""
+    wanted = set(_places(model)) - set(_tied(model, stored)) - {f"{module}.weight" for module in stored.formats}
+    unwanted = [*(model._keys_to_ignore_on_load_unexpected or []), *UNWANTED]
+    floats = {n for n in _floats(stored) if not any(re.search(pattern, n) for pattern in unwanted)}
+    _refuse(stored.folder, sorted(wanted - floats), "not in the files")
+    _refuse(stored.folder, sorted(floats - wanted), "in the files, but not in the model")
+
+
+def _refuse(folder: Folder, names: list[str], what: str) -> None:
+    if names:
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        raise CheckpointError(f"{folder.path}: {', '.join(names[:3])}{more}: {what}. The weights do not fit config.json.")
+
+
+def _fill(model: Any, stored: checkpoints.Stored, device: torch.device) -> None:
+    """Read every tensor that is not packed, tie what is tied, bring the buffers along."""
+    wide = tuple(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
+    tied = _tied(model, stored)
+    floats = _floats(stored)
+    for name, place in _places(model).items():
+        if name in floats:
+            dtype = torch.float32 if any(part in name.split(".") for part in wide) else place.dtype
+            _set(model, name, stored.tensor(name), dtype, device)
+    for name, source in tied.items():
+        owner, _, leaf = name.rpartition(".")
+        model.get_submodule(owner)._parameters[leaf] = model.get_parameter(source)
+    for module in model.modules():
+        for key, buffer in module._buffers.items():
+            if buffer is not None and not buffer.is_meta:
+                module._buffers[key] = buffer.to(device)
+
+
+def _replace(model: nn.Module, stored: checkpoints.Stored, device: torch.device) -> None:
+    """Put a prepared QuantizedLinear in the place of every quantized module."""
+    for name, format in stored.formats.items():
+        quantized = stored.quantized(name)
+        linear = replacing.linear_of(model, name, quantized.shape)
+        tensors = {part: tensor.to(device) for part, tensor in packing.pack(quantized).items()}
+        model.set_submodule(name, QuantizedLinear(format, quantized.shape, tensors, linear.bias, linear.weight.dtype).prepare())
+
+
+def _set(module: nn.Module, name: str, value: Tensor, dtype: torch.dtype, device: torch.device) -> None:
+    """Put a value in the place of a parameter or buffer. Raises CheckpointError when the shapes differ."""
+    path, _, leaf = name.rpartition(".")
+    owner = module.get_submodule(path)
+    place: Tensor = getattr(owner, leaf)
+    if place.shape != value.shape:
+        raise CheckpointError(f"{name}: {list(value.shape)} in the files, {list(place.shape)} by config.json. The weights do not fit config.json.")
+    value = value.to(device, dtype)
+    if leaf in owner._parameters:
+        owner._parameters[leaf] = nn.Parameter(value, requires_grad=False)
+    else:
+        owner._buffers[leaf] = value
+
+
+def _plain(folder: Folder, dtype: torch.dtype) -> Any:
+    """A model of floats, as transformers loads it, but with missing or surplus tensors as errors."""
+    folder.config()
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        model, told = AutoModelForCausalLM.from_pretrained(folder.path, dtype=dtype, output_loading_info=True, local_files_only=True)
+    except RuntimeError as error:
+        raise CheckpointError(f"{folder.path}: {str(error).splitlines()[0]} The weights do not fit config.json.") from error
+    finally:
+        logging.set_verbosity(verbosity)
+    _refuse(folder, _names(told["missing_keys"]), "not in the files")
+    _refuse(folder, _names(told["mismatched_keys"]), "of another shape than config.json says")
+    _refuse(folder, _names(told["unexpected_keys"]), "in the files, but not in the model")
+    return model.requires_grad_(False)
+
+
+def _names(keys: Iterable[Any]) -> list[str]:
+    return sorted(str(key[0] if isinstance(key, tuple) else key) for key in keys)

@@ -1,0 +1,120 @@
+"""quantizer - what transformers needs to load and save `quant_method: "lowbit"`: a configuration and a quantizer.
+
+Idea      Before the weights are read, linears that config.json names become QuantizedLinear with empty buffers of the names,
+          shapes and dtypes that the files' headers give; transformers fills them like any tensor; then they are prepared.
+          Saving puts the stored tensors back, bit by bit, in the file format that the model came in.
+Traps     transformers casts a float tensor to the dtype of its place: scales are declared as they are stored, so they stay.
+          This file is imported while transformers.quantizers is: it may import nothing of transformers but the four below.
+          Importing it registers both classes (once, by name): it may itself be what makes transformers.quantizers load.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.core_model_loading import WeightConverter, WeightRenaming
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from lowbit import architectures, checkpoints
+from lowbit.checkpoints import lowbit as own
+from lowbit.checkpoints.folder import Shard
+from lowbit.checkpoints.folder.shard import Entry
+from lowbit.formats import Format
+from lowbit.layers import linear as linears
+from lowbit.layers import replacing
+from lowbit.layers.linear import QuantizedLinear
+
+
+class LowbitConfig(QuantizationConfigMixin):  # type: ignore[misc]
+    """The `quantization_config` of config.json, kept as it is: what a newer lowbit adds survives."""
+
+    def __init__(self, **told: Any) -> None:
+        self.told = {"quant_method": "lowbit", **told}
+        self.quant_method = self.told["quant_method"]
+
+    def to_dict(self) -> dict[str, Any]:
+        return dict(self.told)
+
+
+class LowbitQuantizer(HfQuantizer):  # type: ignore[misc]
+    """Swaps linears before loading, prepares them afterwards. form: the file format that saving writes."""
+
+    requires_calibration = True
+
+    def __init__(self, quantization_config: LowbitConfig, **kwargs: Any) -> None:
+        super().__init__(quantization_config, **kwargs)
+        self.form: ModuleType = own
+        self.renames: tuple[tuple[str, str], ...] | None = None
+
+    def _process_model_before_weight_loading(self, model: Any, checkpoint_files: Iterable[str] = (), **kwargs: Any) -> None:
+        entries: dict[str, Entry] = {}
+        for file in checkpoint_files or ():
+            with Shard(Path(file)) as shard:
+                entries |= shard.entries
+        modules = sorted({m["module"] for m in map(checkpoints.PART.fullmatch, entries) if m})
+        formats = own.formats(self.quantization_config.to_dict(), modules)
+        if replacing.has_experts(formats):
+            replacing.open_experts(model)
+            self.renames = architectures.find(model.config).renames
+        for module, format in formats.items():
+            _swap(model, module, self.renames, format, entries)
+
+    def update_weight_conversions(self, weight_conversions: list[Any], model: Any) -> list[Any]:
+        """Experts that are apart stay so: without the conversions that would fuse them, with the new names of their parts."""
+        if self.renames is not None:
+            fused = [c for c in weight_conversions if isinstance(c, WeightConverter) and any("experts" in p for p in c.target_patterns)]
+            weight_conversions = [c for c in weight_conversions if c not in fused]
+            weight_conversions += [WeightRenaming(pattern, replacement) for pattern, replacement in self.renames]
+        converted: list[Any] = super().update_weight_conversions(weight_conversions, model)
+        return converted
+
+    def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        return linears.prepare(model)
+
+    def get_state_dict_and_metadata(self, model: Any) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """The tensors to save, in the file format of `form`."""
+        state: dict[str, Tensor] = model.state_dict()
+        packed = {name: m for name, m in model.named_modules() if isinstance(m, QuantizedLinear)}
+        state = {name: tensor for name, tensor in state.items() if replacing.module_of(name) not in packed}
+        for name, module in packed.items():
+            state |= self.form.tensors(name, module.quantized(), module.dtype)
+        return state, {}
+
+    def is_serializable(self) -> bool:
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        return False
+
+    @property
+    def is_compileable(self) -> bool:
+        return True
+
+
+def _swap(model: Any, module: str, renames: Iterable[tuple[str, str]] | None, format: Format, entries: dict[str, Entry]) -> None:
+    """Put a QuantizedLinear with empty buffers in the place of `module`; a model without its head has shorter names."""
+    name = checkpoints.rename(f"{module}.weight", renames or ()).removesuffix(".weight")
+    name = name if name in dict(model.named_modules()) else name.removeprefix(f"{model.base_model_prefix}.")
+    linear = replacing.linear_of(model, name)
+    parts = {n.removeprefix(f"{module}.weight").removeprefix("_"): e for n, e in entries.items() if replacing.module_of(n) == module}
+    stored = {part: torch.empty(e.shape, dtype=e.dtype, device="meta") for part, e in sorted(parts.items())}
+    shape = (linear.out_features, linear.in_features)
+    model.set_submodule(name, QuantizedLinear(format, shape, stored, linear.bias, linear.weight.dtype))
+
+
+def attach(model: Any, stored: "checkpoints.Stored") -> None:
+    """Make `save_pretrained` of a model write its packed layers as the folder that it came from has them."""
+    config = LowbitConfig(**(stored.config or {}))
+    model.hf_quantizer = LowbitQuantizer(config, pre_quantized=True)
+    model.hf_quantizer.form = stored.form
+    model.config.quantization_config = config
+
+
+AUTO_QUANTIZATION_CONFIG_MAPPING.setdefault("lowbit", LowbitConfig)
+AUTO_QUANTIZER_MAPPING.setdefault("lowbit", LowbitQuantizer)

@@ -1,0 +1,111 @@
+"""methods - a block and its statistics -> a better or smaller block. One file is one paper.
+
+A method is a frozen dataclass, the only public one of its file; its fields are the paper's hyper-parameters; `needs` names
+the statistics it wants (files of lowbit.statistics). It has exactly one verb:
+    rewrite(self, block: Block, stats: dict[str, Stats]) -> None      transform: the block's function stays the same
+    solve(self, weight: Tensor, stats: Stats, format: Format) -> Quantized   solver: rounds one matrix [out, in]
+    tune(self, block: Block, inputs: Tensor, targets: Tensor) -> None        tuner: trains what is continuous
+Declarations (act, kv, budget) have none: they set formats in the plan. A field `format: str` names what the method quantizes
+to; in a transform it is the format that it prepares for.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from lowbit.architectures import Fold
+from lowbit.core.chain import Link
+from lowbit.core.errors import RecipeError
+from lowbit.core.shelf import Shelf
+from lowbit.formats import Format, Quantized
+from lowbit.statistics import Stats
+
+shelf = Shelf(__name__, "method")
+
+
+class Method(Link):
+    """Base of all methods. needs: names of statistics."""
+
+    needs: ClassVar[tuple[str, ...]] = ()
+
+
+@dataclass
+class Block:
+    """One decoder layer at work.
+
+    index, name: its place ("model.layers.3"). module: the layer with float weights. linears: the targeted linears by name
+    inside the block. formats: what each will be quantized to. folds: edges for transforms, names resolved. stages: names.
+    run: hidden [windows, tokens, hidden] -> hidden, through the whole layer. heads: (query heads, key-value heads).
+    samples: hidden states [windows, tokens, hidden] that enter the block, for methods that try candidates.
+    kwargs: what the layer takes beside hidden states, for running submodules alone.
+    """
+
+    index: int
+    name: str
+    module: nn.Module
+    linears: dict[str, nn.Linear]
+    formats: dict[str, Format]
+    folds: tuple[Fold, ...]
+    stages: tuple[tuple[str, ...], ...]
+    run: Callable[[Tensor], Tensor]
+    heads: tuple[int, int] = (1, 1)
+    samples: Tensor | None = None
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Solver(Protocol):
+    """A method that rounds one matrix."""
+
+    needs: ClassVar[tuple[str, ...]]
+
+    def solve(self, weight: Tensor, stats: Stats, format: Format) -> Quantized: ...
+
+
+@runtime_checkable
+class Transform(Protocol):
+    """A method that rewrites a block without changing its function."""
+
+    needs: ClassVar[tuple[str, ...]]
+
+    def rewrite(self, block: Block, stats: dict[str, Stats]) -> None: ...
+
+
+@runtime_checkable
+class Tuner(Protocol):
+    """A method that trains a quantized block."""
+
+    needs: ClassVar[tuple[str, ...]]
+
+    def tune(self, block: Block, inputs: Tensor, targets: Tensor) -> None: ...
+
+
+@functools.cache
+def get(name: str) -> type[Method]:
+    """The class of the method called `name`. Raises RequestError with the nearest names."""
+    module = shelf.get(name)
+    for value in vars(module).values():
+        own = isinstance(value, type) and value.__module__ == module.__name__
+        if own and issubclass(value, Method) and dataclasses.is_dataclass(value):
+            return value
+    raise RecipeError(f"The file of method '{name}' holds no dataclass derived from Method. Add one.")
+
+
+def name_of(method: Link) -> str:
+    """The name of a method: that of its file."""
+    return type(method).__module__.rpartition(".")[2]
+
+
+def verb(method: object) -> str:
+    """The one verb of a method: "rewrite", "solve", "tune", or "" for a declaration."""
+    return next((v for v in ("rewrite", "solve", "tune") if hasattr(method, v)), "")
+
+
+def device_of(block: Block) -> torch.device:
+    """Where the block's weights are."""
+    return next(block.module.parameters()).device

@@ -1,0 +1,203 @@
+"""blocks - one decoder block: float weights in, methods applied stage by stage, packed tensors out.
+
+Idea      Transforms first, each on statistics of the block as the one before left it. Then the stages in running order: the
+          inputs that reach a stage through everything quantized before it are summarised (once per shared input), its
+          matrices are rounded, the forward goes on with the rounded weights.
+Traps     What stays in floats (norms, biases) is rounded to the stored dtype before anything is measured on it: the stream must
+          be the one that the written file gives. An expert that saw no token has empty statistics; its solver must say so.
+"""
+
+import copy
+import fnmatch
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lowbit.architectures import Architecture, _discover
+from lowbit.core.errors import CheckpointError
+from lowbit.formats import Quantized
+from lowbit.methods import Block, verb
+from lowbit.pipeline.progress import Progress
+from lowbit.pipeline.stream import Paused, first
+from lowbit.recipe.plan import Target
+from lowbit.statistics import Collecting, Stats
+
+Get = Callable[[str], Tensor]
+SAMPLE_WINDOWS = 8
+"""Windows of hidden states that a transform may try candidates on."""
+
+
+def fill(module: nn.Module, name: str, value: Tensor) -> None:
+    """Set the parameter `name` of `module`, whatever device it was on."""
+    parent, _, leaf = name.rpartition(".")
+    module.get_submodule(parent)._parameters[leaf] = nn.Parameter(value, requires_grad=False)
+
+
+def load(skeleton: nn.Module, prefix: str, get: Get, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """A copy of one block of the skeleton with its weights in `dtype`. Raises CheckpointError when one is not finite."""
+    module = copy.deepcopy(skeleton)
+    for name, _ in list(module.named_parameters()):
+        value = get(f"{prefix}.{name}")
+        bad = value.numel() - int(torch.isfinite(value).sum())
+        if bad:
+            raise CheckpointError(f"{prefix}.{name}: {bad} of {value.numel()} values are NaN or Inf. Mend or download the checkpoint again.")
+        fill(module, name, value.to(device, dtype))
+    return module.eval()
+
+
+@dataclass
+class Job:
+    """What it takes to quantize one block. targets: by name inside the block. kwargs: beside hidden states. batches: the
+    stream that enters, references: the full-precision stream (None: no method asks for it)."""
+
+    index: int
+    prefix: str
+    module: nn.Module
+    architecture: Architecture
+    targets: dict[str, Target]
+    kwargs: dict[str, Any]
+    batches: list[Tensor]
+    references: list[Tensor] | None
+    stored: torch.dtype
+    heads: tuple[int, int]
+    progress: Progress
+
+
+@dataclass
+class Done:
+    """A quantized block: its matrices, its other tensors, a row per matrix, the streams that leave it."""
+
+    quantized: dict[str, Quantized] = field(default_factory=dict)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    outputs: list[Tensor] = field(default_factory=list)
+    references: list[Tensor] | None = None
+
+
+def run(job: Job) -> Done:
+    """Quantize one block; `job.module` holds the decoded weights afterwards."""
+    stages = stages_of(job)
+    done = Done()
+    for transform, names in _transforms(job):
+        block = _block(job, stages, names)
+        stats = _collect(job, stages, tuple(transform.needs))
+        transform.rewrite(block, stats)
+    _settle(job)
+    if not job.batches:
+        for names in stages:
+            _solve(job, names, {names[0]: Stats()}, done)
+        return done
+    original = copy.deepcopy(job.module) if job.references is not None else None
+    with Paused(job.module, lambda h: first(job.module(h, **job.kwargs)), stages, job.batches) as runs:
+        shadow = None
+        if original is not None and job.references is not None:
+            shadow = Paused(original, lambda h: first(original(h, **job.kwargs)), stages, job.references)
+        for number, names in enumerate(stages):
+            stats = _stage_statistics(job, runs, shadow, number, names)
+            _solve(job, names, stats, done)
+        done.outputs = runs.outputs()
+        if shadow is not None:
+            done.references = shadow.outputs()
+            shadow.close()
+    return done
+
+
+def stages_of(job: Job) -> list[list[str]]:
+    """The targeted linears by stage, in running order; what the architecture does not mention is found by a probe."""
+    patterns: Sequence[Sequence[str]] = job.architecture.stages
+    if not patterns and not job.batches:
+        return [[name] for name in job.targets]
+    if not patterns:
+        patterns = _discover.stages(job.module, lambda: job.module(job.batches[0][:1], **job.kwargs))
+    found = [[name for pattern in stage for name in job.targets if fnmatch.fnmatch(name, pattern)] for stage in patterns]
+    return [names for names in found if names]
+
+
+def shares(names: Sequence[str]) -> dict[str, list[str]]:
+    """The linears of a stage by the one whose input they share: all of it, or those of one expert."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(name.rpartition(".")[0] if ".experts." in name else "", []).append(name)
+    return {members[0]: members for members in groups.values()}
+
+
+def _transforms(job: Job) -> list[tuple[Any, list[str]]]:
+    """The transforms of this block in order, each with the linears it is meant for."""
+    found: dict[Any, list[str]] = {}
+    for name, target in job.targets.items():
+        for transform in target.transforms:
+            found.setdefault(transform, []).append(name)
+    return [(t, names) for t, names in found.items() if verb(t) == "rewrite"]
+
+
+def _block(job: Job, stages: list[list[str]], names: list[str]) -> Block:
+    samples = torch.cat(job.batches)[:SAMPLE_WINDOWS] if job.batches else None
+    return Block(
+        index=job.index, name=job.prefix, module=job.module, heads=job.heads, samples=samples, kwargs=job.kwargs,
+        linears={n: job.module.get_submodule(n) for n in names},  # type: ignore[misc]
+        formats={n: job.targets[n].format for n in names}, folds=job.architecture.folds,
+        stages=tuple(tuple(s) for s in stages), run=lambda h: first(job.module(h, **job.kwargs)),
+    )
+
+
+def _collect(job: Job, stages: list[list[str]], needs: tuple[str, ...]) -> dict[str, Stats]:
+    """Statistics of every linear of the block as it stands."""
+    found: dict[str, Stats] = {}
+    with Paused(job.module, lambda h: first(job.module(h, **job.kwargs)), stages, job.batches) as runs:
+        for number, names in enumerate(stages):
+            collecting = _collectors(job, names, needs)
+            for _, inputs in runs.inputs(number):
+                for name, x in inputs.items():
+                    collecting[name].add(x)
+            for key, members in shares(names).items():
+                found.update(dict.fromkeys(members, collecting[key].stats()))
+    return found
+
+
+def _collectors(job: Job, names: Sequence[str], needs: tuple[str, ...]) -> dict[str, Collecting]:
+    device = next(job.module.parameters()).device
+    return {key: Collecting(needs, job.module.get_submodule(key).in_features, device) for key in shares(names)}  # type: ignore[arg-type]
+
+
+def _stage_statistics(job: Job, runs: Paused, shadow: Paused | None, number: int, names: Sequence[str]) -> dict[str, Stats]:
+    needs = tuple(sorted({need for name in names for need in job.targets[name].solver.needs}))
+    collecting = _collectors(job, names, needs)
+    references = shadow.inputs(number) if shadow else None
+    for _, inputs in runs.inputs(number):
+        beside: Mapping[str, Tensor] = next(references)[1] if references else {}
+        for name, x in inputs.items():
+            collecting[name].add(x, beside.get(name))
+    return {key: c.stats() for key, c in collecting.items()}
+
+
+def _solve(job: Job, names: Sequence[str], stats: dict[str, Stats], done: Done) -> None:
+    """Round the matrices of one stage and put the rounded weights in place."""
+    whole = Stats()
+    for key, members in shares(names).items():
+        for name in members:
+            start = time.perf_counter()
+            linear = job.module.get_submodule(name)
+            target = job.targets[name]
+            weight: Tensor = linear.weight.data  # type: ignore[assignment,union-attr]
+            quantized = target.solver.solve(weight, stats.get(key, whole), target.format)
+            linear.weight = nn.Parameter(quantized.decode().to(weight.dtype), requires_grad=False)
+            done.quantized[name] = quantized
+            seconds = time.perf_counter() - start
+            done.rows.append(row := {
+                "name": f"{job.prefix}.{name}", "format": str(target.format), "seconds": round(seconds, 3),
+                "bits": target.format.bits_per_weight(tuple(weight.shape)), "tokens": stats.get(key, whole).tokens, **quantized.report,
+            })
+            if "fallback" in quantized.report:
+                job.progress.say(f"{row['name']}: {quantized.report['fallback']}")
+            error = quantized.report.get("error")
+            job.progress.layer(row["name"], error if isinstance(error, float) else None, seconds)
+
+
+def _settle(job: Job) -> None:
+    """Round every tensor that is stored as a float to its stored dtype."""
+    for name, parameter in job.module.named_parameters():
+        if name.removesuffix(".weight") not in job.targets:
+            parameter.data = parameter.data.to(job.stored).to(parameter.dtype)

@@ -1,0 +1,73 @@
+"""journal - what of a run is finished, durable at every moment, so that the same command goes on after a kill.
+
+Idea      The work folder is OUT.partial. `journal.jsonl` starts with a line that says what is being made (sentence, model,
+          digests, version); after a block's shard is on the disk a line for it is appended. A torn last line is no line.
+          Nothing of a run's state lies elsewhere: the streams are recomputed by running the finished blocks.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from lowbit.core.errors import CheckpointError
+
+NAME = "journal.jsonl"
+
+
+class Journal:
+    """The finished blocks of one run. task: what the run makes; another task in the same folder is an error."""
+
+    def __init__(self, work: Path, task: dict[str, Any]) -> None:
+        self.path = work / NAME
+        self.blocks: list[dict[str, Any]] = []
+        work.mkdir(parents=True, exist_ok=True)
+        lines = self._read()
+        if not lines:
+            self._write([task])
+            return
+        if lines[0] != task:
+            changed = ", ".join(k for k in task if lines[0].get(k) != task[k]) or "the version"
+            raise CheckpointError(f"{work} holds an unfinished run that differs in {changed}. "
+                                  "Repeat the first command, remove the folder, or choose another --out.")
+        self.blocks = lines[1:]
+        self._write(lines)
+
+    def _read(self) -> list[dict[str, Any]]:
+        if not self.path.exists():
+            return []
+        lines = []
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            try:
+                lines.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+        return lines
+
+    def _write(self, lines: list[dict[str, Any]]) -> None:
+        temporary = self.path.with_suffix(".tmp")
+        with temporary.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, self.path)
+
+    def add(self, block: dict[str, Any]) -> None:
+        """Note a finished block; its shard must already be on the disk."""
+        self.blocks.append(block)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(block) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def finish(work: Path, out: Path) -> None:
+    """Turn the work folder into the result: drop the journal, rename."""
+    (work / NAME).unlink(missing_ok=True)
+    os.replace(work, out)
+
+
+def discard(work: Path) -> None:
+    """Remove a work folder that turned out to be of no use."""
+    shutil.rmtree(work, ignore_errors=True)

@@ -1,0 +1,9 @@
+"""recipe - a sentence <-> the plan of a run; holds no weights.
+
+    grammar    "awq + gptq(int4-g128)" <-> Recipe        presets    the sentences that have a name
+    plan       Recipe + the model's linears -> what becomes of each, its bytes, the run's memory and time
+"""
+
+from lowbit.recipe.grammar import Recipe
+
+__all__ = ["Recipe"]

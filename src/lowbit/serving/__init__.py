@@ -1,0 +1,1 @@
+"""serving - requests -> tokens. Today: one conversation on this machine."""

@@ -1,0 +1,71 @@
+"""local - one prompt or one conversation with a model on this machine, token by token.
+
+Idea      transformers' own `generate` over lowbit's packed layers; text is handed out as soon as it is whole characters.
+"""
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from lowbit.core.errors import RequestError
+from lowbit.layers.loading import load
+from lowbit.pipeline.source import resolve, tokenizer_of
+
+
+class Local:
+    """A loaded model that writes.
+
+    temperature: 0 = always the likeliest token. Raises CheckpointError when there is no such model.
+    """
+
+    def __init__(self, model: str, device: str | None = None, seed: int = 0) -> None:
+        folder = resolve(model)
+        self.tokenizer = tokenizer_of(folder)
+        self.model = load(str(folder), device=device).eval()
+        self.context = int(getattr(self.model.config, "max_position_embeddings", 1 << 30))
+        torch.manual_seed(seed)
+
+    def stream(self, prompt: str, tokens: int, temperature: float = 0.0) -> Iterator[str]:
+        """The continuation of `prompt` piece by piece, at most `tokens` tokens. Raises RequestError when it does not fit."""
+        yield from self._stream(self.tokenizer(prompt, return_tensors="pt")["input_ids"], tokens, temperature)
+
+    def reply(self, messages: list[dict[str, str]], tokens: int, temperature: float = 0.7) -> Iterator[str]:
+        """The answer to a conversation ({"role", "content"} each), by the model's chat template, or plainly where it has none."""
+        if self.tokenizer.chat_template:
+            ids = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)["input_ids"]
+        else:
+            ids = self.tokenizer("\n".join(m["content"] for m in messages) + "\n", return_tensors="pt")["input_ids"]
+        yield from self._stream(ids, tokens, temperature)
+
+    def _stream(self, ids: torch.Tensor, tokens: int, temperature: float) -> Iterator[str]:
+        from transformers import TextIteratorStreamer
+
+        if ids.shape[1] + tokens > self.context:
+            raise RequestError(f"{ids.shape[1]} prompt tokens and {tokens} new ones: the model's context holds {self.context}. Ask for fewer --tokens.")
+        ids = ids.to(self.model.device)
+        streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        sampling: dict[str, Any] = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+        errors: list[BaseException] = []
+
+        def work() -> None:
+            try:
+                with torch.no_grad():
+                    self.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, streamer=streamer,
+                                        pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id, **sampling)
+            except BaseException as error:
+                errors.append(error)
+                streamer.end()
+
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        yield from streamer
+        thread.join()
+        if errors:
+            raise errors[0]
+
+
+def generate(model: str, prompt: str, *, tokens: int = 128, temperature: float = 0.0, seed: int = 0, device: str | None = None) -> str:
+    """The continuation of `prompt`."""
+    return "".join(Local(model, device, seed).stream(prompt, tokens, temperature))

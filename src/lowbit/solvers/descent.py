@@ -1,0 +1,88 @@
+"""descent - coordinate descent after rounding: each step to the best value given all others, and each scale likewise.
+
+In / Out  W [out, in], H [in, in], codes and values of a first solution -> better codes and values, better scales.
+Idea      Sweep: with E = W - Q the best real value of step k is Q_k + (E H)_k H_kk^-1; it is rounded, and E H follows. E H is held
+          for one panel of 128 columns at a time: one matrix product per panel, rank-1 corrections inside it.
+          Refit: with fixed codes u the best scale of a group is s + (u (E H)_g) / (u H_gg uT), rounded to what is stored.
+Source    QuIP# (2402.04396) "tune iterations"; QuantEase (2309.01885).
+Figures   Synthetic layer of 512 correlated inputs, int3-g128: 3 sweeps take 3 % off the loss of weighted, static, ordered GPTQ.
+Traps     Neither ever raises the loss: for one column the nearest value is the best one, a wider step is taken only where it
+          helps. Both want the grid that the values came from; refit changes the grid, so sweep again after it.
+"""
+
+import torch
+from torch import Tensor
+
+from lowbit.formats import Grid, shelf
+from lowbit.solvers.codec import Codec
+
+PANEL = 128
+
+
+def sweep(weight: Tensor, moment: Tensor, codec: Codec, codes: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """One pass over all columns in their own order. Cost out * in^2; memory: three copies of the weight.
+
+    weight [out, in], moment [in, in]; codes and values as `ldl.solve` gives them. Returns new ones.
+    """
+    inputs, width = weight.shape[1], codec.width
+    per_step = codes.shape[1] * width // inputs
+    codes, current = codes.T.contiguous(), values.T.contiguous()
+    errors = weight.T - current
+    panel = max(PANEL // width, 1) * width
+    for a in range(0, inputs, panel):
+        b = min(a + panel, inputs)
+        slope = moment[a:b] @ errors
+        moves = torch.zeros_like(slope)
+        for k in range(a, b, width):
+            end, row = k + width, k // width * per_step
+            pull = torch.addmm(slope[k - a : end - a], moment[k:end, a:k], moves[: k - a], alpha=-1)
+            block = moment[k:end, k:end]
+            wanted = current[k:end] + (pull / block if width == 1 else torch.linalg.solve(block, pull))
+            new, value = codec.round(wanted.T, k)
+            move = value.T - current[k:end]
+            if width > 1:
+                better = _gains(move, pull, block, codec.height)
+                new, move = torch.where(better[:, None], new, codes[row : row + per_step].T), move * better
+            codes[row : row + per_step] = new.T
+            moves[k - a : end - a] = move
+        current[a:b] += moves
+        errors[a:b] -= moves
+    return codes.T.contiguous(), current.T.contiguous()
+
+
+def _gains(move: Tensor, pull: Tensor, block: Tensor, height: int) -> Tensor:
+    """Which rows [out] a move [width, out] makes better; rows of one tile go together."""
+    change = (move * (block @ move - 2 * pull)).sum(0)
+    return (change.view(-1, height).sum(1) < 0).repeat_interleave(height)
+
+
+def refit(weight: Tensor, moment: Tensor, grid: Grid, codes: Tensor, values: Tensor) -> tuple[Grid, Tensor]:
+    """The grid with the best scale of each group given the codes, one group after the other, and the values it gives.
+
+    codes [out, in]: the element's values. Formats that cannot store a scale by itself (no `rescale`) come back unchanged.
+    """
+    format, rule = grid.format, shelf.get(grid.format.rule)
+    if not hasattr(rule, "rescale"):
+        return grid, values
+    units = (codes if grid.full_zero is None else codes - grid.full_zero).T.contiguous()
+    errors = (weight - values).T.contiguous()
+    rows, columns = format.group[0] or weight.shape[0], format.group[1] or weight.shape[1]
+    scale = grid.scale.clone()
+    for g in range(scale.shape[1]):
+        a, b = g * columns, min((g + 1) * columns, weight.shape[1])
+        u = units[a:b]
+        gain = _by_rows((u * (moment[a:b] @ errors)).sum(0), rows)
+        curve = _by_rows((u * (moment[a:b, a:b] @ u)).sum(0), rows)
+        wanted = torch.where(curve > 0, scale[:, g] + gain / curve, scale[:, g])
+        stored = rule.expand(format, rule.rescale(format, grid.parts, wanted[:, None]))[0][:, 0]
+        move = stored - scale[:, g]
+        move = torch.where(move * (move * curve - 2 * gain) < 0, move, 0.0)
+        scale[:, g] += move
+        errors[a:b] -= u * move.repeat_interleave(rows)[: weight.shape[0]]
+    fitted = Grid(format, rule.rescale(format, grid.parts, scale), grid.shape)
+    return fitted, units.T * fitted.full_scale
+
+
+def _by_rows(per_row: Tensor, rows: int) -> Tensor:
+    """[out] summed over the `rows` that share a scale: [R]."""
+    return torch.nn.functional.pad(per_row, (0, -per_row.shape[0] % rows)).view(-1, rows).sum(1)
