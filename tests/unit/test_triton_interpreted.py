@@ -1,6 +1,7 @@
 """The Triton kernels in Triton's interpreter, on the CPU, against the float64 product of the decoded matrix.
 
-The interpreter must be chosen before triton is first imported, so the tests of this file run in a process of their own.
+The interpreter rounds to bfloat16 by cutting off, so that bfloat16 is compared at half its precision.
+It must be chosen before triton is first imported, so the tests of this file run in a process of their own.
 """
 
 import importlib.util
@@ -24,10 +25,10 @@ inside = pytest.mark.skipif(not INSIDE, reason="runs in the process that test_in
 def test_in_the_interpreter() -> None:
     source = Path(__file__).parents[2] / "src"
     path = os.pathsep.join(p for p in (str(source), os.environ.get("PYTHONPATH", "")) if p)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    command = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", __file__]
     done = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": path}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    assert " passed" in done.stdout, done.stdout[-4000:]
+    assert "PASSED" in done.stdout, done.stdout[-4000:]
 
 
 def quantized(text: str, rows: int, inputs: int) -> formats.Quantized:
@@ -64,7 +65,7 @@ def test_product_equals_the_decoded_matrix(text: str, rows: int, inputs: int, to
     for slices in sorted({1, blocks}):
         how = linear.Tiles(32, 16, slices, 4, 2)
         y = linear.product(x, prepared, q.format, rows, how)
-        assert (y.double() - exact).norm() / exact.norm() < (4e-3 if dtype == torch.bfloat16 else 5e-4)
+        assert (y.double() - exact).norm() / exact.norm() < (6e-3 if dtype == torch.bfloat16 else 5e-4)
         assert not prepared["count"].any()
     early = linear.product(x, prepared, q.format, rows, linear.Tiles(32, 16, 1, 4, 2, True))
     assert (early.double() - exact).norm() / exact.norm() < 8e-3
@@ -78,4 +79,33 @@ def test_matrix_is_the_decoded_matrix(text: str, rows: int, inputs: int, tokens:
     q = quantized(text, rows, inputs)
     packed, parts = packing.split(q.format, packing.pack(q), q.shape)
     w = linear.matrix(linear.prepare(q.format, packed, parts, q.shape), q.format, q.shape, dtype)
-    assert torch.equal(w, q.decode().to(dtype))
+    if dtype == torch.float16:
+        assert torch.equal(w, q.decode().to(dtype))
+    torch.testing.assert_close(w.float(), q.decode(), rtol=2**-7, atol=0)
+
+
+@inside
+@pytest.mark.parametrize("text", ["int4-g32-asym", "int3-g32", "nf4-g32"])
+def test_a_panel_equals_the_loop_over_columns(text: str) -> None:
+    from lowbit.kernels import triton
+    from lowbit.solvers import codec, damping, ldl
+
+    torch.manual_seed(0)
+    out, inputs = 10, 96
+    inputs_seen = torch.randn(400, inputs) @ torch.randn(inputs, inputs)
+    moment = inputs_seen.T @ inputs_seen / 400
+    w = torch.randn(out, inputs)
+    grid = formats.parse(text).fit(w, search=False)
+    factor = damping.factorise(moment, damping.rounding_order(moment, "activation"), 0.01)
+    expected_codes, expected = ldl.solve(w, factor, codec.GridCodec(grid))
+    x = w.T[factor.columns].contiguous()
+    element = grid.format.dtype
+    levels = None if text.startswith("int") else element.decode(torch.arange(element.codes, dtype=torch.uint8)).sort().values
+    zero = None if grid.zero is None else grid.zero.T.contiguous()
+    codes, values = triton.panel(x, x, factor.lower, (factor.columns // 32).int(), grid.scale.T.contiguous(), zero, element.minimum, element.maximum, levels)
+    same = codes == expected_codes.float().T[factor.columns]
+    assert same.float().mean() > 0.97  # the order of sums moves a few codes across a rounding boundary
+    loss = ldl.loss(w - expected, moment)
+    found = torch.empty_like(w)
+    found[:, factor.columns] = values.T
+    assert abs(ldl.loss(w - found, moment) / loss - 1) < 0.02

@@ -53,8 +53,9 @@ class Stored:
 
     def __init__(self, folder: Folder, renames: Iterable[tuple[str, str]] = ()) -> None:
         self.folder = folder
+        self.renames = tuple(renames)
         self.config: dict[str, Any] | None = folder.settings.get("quantization_config")
-        self.originals = {rename(name, renames): name for name in folder.names}
+        self.originals = {rename(name, self.renames): name for name in folder.names}
         self._modules = {_module(new): _module(old) for new, old in self.originals.items() if PART.fullmatch(old)}
 
     @property

@@ -2,9 +2,9 @@
 
 Layout    By module, beside `weight_scale`:
           pack-quantized   weight_packed int32 [N, ceil(K b / 32)], weight_shape int64 [2]; asymmetric: weight_zero_point int32
-                           [ceil(N b / 32), G], packed along the outputs. Scales [N, G] in the model's dtype (bf16 for float32).
+                           [ceil(N b / 32), G], packed along the outputs. Scales [N, G] in the model's dtype (fp32: bf16).
           float-quantized  weight e4m3 [N, K]; scales [1], [N, 1] or one per 128x128 block
-          nvfp4-, mxfp4-, mxfp6-pack-quantized   weight_packed uint8 [N, K b / 8]; nvfp4: weight_global_scale fp32 [1], a divisor
+          nvfp4-, mxfp4-, mxfp6-pack-quantized   weight_packed uint8 [N, K b / 8]; nvfp4: weight_global_scale fp32 [1], divisor
           mxfp8-quantized  weight e4m3; scales uint8, as all mx formats
           int-quantized    weight int8 [N, K]: read only. vLLM takes weight-only integers in the packed form alone.
 Source    compressed-tensors 0.20 (never imported here: engines want different versions of it).
@@ -47,7 +47,8 @@ class Scheme:
 
     def arguments(self) -> dict[str, Any]:
         """QuantizationArgs of the weights."""
-        told = {"num_bits": self.bits, "type": self.type, "strategy": self.strategy, "symmetric": self.symmetric, "dynamic": False}
+        told: dict[str, Any] = {"num_bits": self.bits, "type": self.type, "strategy": self.strategy}
+        told |= {"symmetric": self.symmetric, "dynamic": False}
         told["group_size"] = self.size if "group" in self.strategy else None
         if self.strategy == "block":
             told["block_structure"] = [self.size, self.size]
@@ -60,8 +61,9 @@ class Scheme:
         """The format's name in lowbit."""
         if self.kind.startswith(("nvfp", "mxfp")):
             return self.kind.partition("-")[0]
-        where = {"tensor": "tensor", "channel": "row", "group": f"g{self.size}", "block": f"b{self.size}x{self.size}"}[self.strategy]
-        return f"{self.type if self.type == 'int' else 'fp'}{self.bits}-{where}" + ("" if self.symmetric else "-asym")
+        places = {"tensor": "tensor", "channel": "row", "group": f"g{self.size}", "block": f"b{self.size}x{self.size}"}
+        head = "int" if self.type == "int" else "fp"
+        return f"{head}{self.bits}-{places[self.strategy]}" + ("" if self.symmetric else "-asym")
 
 
 FLOATS = {
@@ -138,7 +140,7 @@ def formats(config: dict[str, Any], modules: list[str]) -> dict[str, Format]:
     found: dict[str, Format] = {}
     for group in config["config_groups"].values():
         if group.get("input_activations"):
-            raise CheckpointError("compressed-tensors: this checkpoint quantizes activations too. lowbit runs quantized weights only.")
+            raise CheckpointError("compressed-tensors: the checkpoint quantizes activations too. Use one of weights only.")
         format = all_formats.parse(_read(group, config.get("format", "")).text)
         for module in modules:
             if _matches(module, group["targets"]) and not _matches(module, config.get("ignore") or []):
@@ -149,11 +151,12 @@ def formats(config: dict[str, Any], modules: list[str]) -> dict[str, Format]:
 def _read(group: dict[str, Any], kind: str) -> Scheme:
     """The scheme of a config group. Raises CheckpointError for one that is not in the header's table."""
     weights = group["weights"]
-    size = weights.get("group_size") or (weights.get("block_structure") or [0])[0]
-    found = Scheme(group.get("format") or kind, weights["num_bits"], weights["type"], weights["strategy"], max(size, 0), weights["symmetric"])
-    integers = found.kind in {"pack-quantized", "int-quantized"} and found.type == "int" and found.strategy in {"group", "channel"}
+    size = max(weights.get("group_size") or (weights.get("block_structure") or [0])[0], 0)
+    kind = group.get("format") or kind
+    found = Scheme(kind, weights["num_bits"], weights["type"], weights["strategy"], size, weights["symmetric"])
+    integers = kind in {"pack-quantized", "int-quantized"} and found.type == "int" and found.strategy in {"group", "channel"}
     if not integers and found not in FLOATS.values():
-        raise CheckpointError(f"compressed-tensors: {found.kind} with {weights} cannot be read. Ask for this scheme or use another checkpoint.")
+        raise CheckpointError(f"compressed-tensors: {kind} with {weights} cannot be read. Use another checkpoint.")
     return found
 
 
@@ -192,8 +195,10 @@ def _integers(module: str, format: Format, get: Get, parts: dict[str, Tensor]) -
         return Quantized(format, codes, parts, (codes.shape[0], codes.shape[1]))
     packed, bits = get(f"{module}.weight_packed"), int(format.dtype.bits)
     if packed.shape[1] != -(-columns * bits // 32):
-        raise ShapeError(f"{module}.weight_packed: {packed.shape[1]} words for {columns} codes of {bits} bits; the dense form has "
-                         f"{-(-columns * bits // 32)}. The file is older than compressed-tensors 0.18: convert it anew.")
+        raise ShapeError(
+            f"{module}.weight_packed: {packed.shape[1]} words a row for {columns} codes of {bits} bits; the dense form has "
+            f"{-(-columns * bits // 32)}. The file is older than compressed-tensors 0.18: convert it anew."
+        )
     if format.zero:
         parts["zero"] = packing.unpack_zero(format, get(f"{module}.weight_zero_point"), (rows, columns))
     return Quantized(format, packing.codes(format, packed, (rows, columns)), parts, (rows, columns))

@@ -1,7 +1,7 @@
 """lowbit - the file format for everything that compressed-tensors cannot say: codebooks, other scales, mixtures of both.
 
-Layout    `<module>.weight`: packed codes, int32 [out, words] (or the bytes of the element's own layout); `<module>.weight_<part>`:
-          scales, zeros and tables as they are; `<module>.weight_shape` int64 [2] where the words do not tell the inputs.
+Layout    `<module>.weight`: packed codes, int32 [out, words] (five ternary digits: uint8); `<module>.weight_<part>`: scales,
+          zeros and tables as they are; `<module>.weight_shape` int64 [2] where the words do not tell the inputs.
 Idea      The codes stand under the standard name in a shape and dtype that no float weight has, so a loader that does not know
           lowbit stops with a size mismatch. Under any other name it would give random weights and exit code 0.
 Config    {"quant_method": "lowbit", "install", "min_version", "formats": {format: [modules]}}; in a name `*` stands for one
@@ -68,12 +68,14 @@ def _pattern(module: str) -> str:
 def formats(config: dict[str, Any], modules: list[str]) -> dict[str, Format]:
     needed = str(config.get("min_version", MIN_VERSION))
     if _version(needed) > _version(lowbit.__version__):
-        raise CheckpointError(f"this checkpoint needs lowbit {needed}, here is {lowbit.__version__}. pip install --upgrade lowbit.")
+        here = lowbit.__version__
+        raise CheckpointError(f"this checkpoint needs lowbit {needed}, here is {here}. pip install --upgrade lowbit.")
     named = {name: text for text, names in config["formats"].items() for name in names}
     found = {m: named.get(m) or named.get(_pattern(m)) for m in modules}
     unused = sorted(set(named) - set(modules) - {_pattern(m) for m in modules})
     if unused:
-        raise CheckpointError(f"config.json: {unused[0]} is said to be {named[unused[0]]}, but no file holds it. Download the model again.")
+        text = named[unused[0]]
+        raise CheckpointError(f"config.json: {unused[0]} is said to be {text}, but no file holds it. Download the model again.")
     return {module: all_formats.parse(text) for module, text in found.items() if text}
 
 

@@ -36,6 +36,12 @@ _layouts = Shelf("lowbit.layouts", "layout")
 Parts = dict[str, Tensor]
 """What is stored beside the codes, by standard name: "scale", "zero", "global_scale", ..."""
 
+_INTEGERS = (
+    "int8-row", "int8-token", "int8-tensor", "int8-b128x128-fp32", "int7-g64", "int6-g32", "int5-g128-asym", "int4-g128",
+    "int4-row", "int4-g32-fp16", "int4-g64-bf16", "int4-g32-e8m0", "int4-g128-asym", "int3-g64", "int3-g128-asym", "int2-g32",
+    "int2-g16-asym",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Format:
@@ -201,14 +207,19 @@ def parse(text: str) -> Format:
         raise FormatError(f"Unknown format '{text}'. {error}") from error
     except ValueError as error:
         raise FormatError(f"Unknown format '{text}'. {nearest(head, _heads())}") from error
+    return with_words(text, head, words)
+
+
+def with_words(text: str, element: str, words: list[str]) -> Format:
+    """The format `text` of an element with the words that any element takes. Raises FormatError where they do not go together."""
     found = _words.read(text, words)
-    integer, zero, scale = head.startswith("int"), found.get("zero", ""), found.get("scale", "half")
+    integer, zero, scale = element.startswith("int"), found.get("zero", ""), found.get("scale", "half")
     if zero and not integer:
         raise FormatError(f"{text}: only integers have a zero point. Leave it out, or use int4.")
     if scale == "dq" and (integer or found.get("group", (1, 0))[0] != 1):
         raise FormatError(f"{text}: double quantization is for tables of values in groups of one row. Use nf4-g64-dq.")
-    rule = {"dq": "double", "e4m3": "two_level"}.get(scale) or one_level(head, zero)
-    return Format(element=head, rule=rule, text=text, extra_bits=32 if rule == "two_level" else 0, **found)
+    rule = {"dq": "double", "e4m3": "two_level"}.get(scale) or one_level(element, zero)
+    return Format(element=element, rule=rule, text=text, extra_bits=32 if rule == "two_level" else 0, **found)
 
 
 def one_level(element: str, zero: str) -> str:
@@ -220,7 +231,7 @@ def one_level(element: str, zero: str) -> str:
 
 def examples() -> list[str]:
     """Names of formats, one or more for every rule and head; what lists show and conformance checks."""
-    return [name for file in shelf.names() for name in getattr(shelf.get(file), "EXAMPLES", ())]
+    return list(_INTEGERS) + [name for file in shelf.names() for name in getattr(shelf.get(file), "EXAMPLES", ())]
 
 
 def _head(head: str) -> tuple[ModuleType | None, str]:

@@ -35,5 +35,6 @@ def store(scale: Tensor, kind: str) -> Tensor:
 def load(stored: Tensor, kind: str) -> Tensor:
     """The float32 scales that `stored` means."""
     if kind == "e8m0":
-        return torch.exp2(stored.float() - 127)
+        bits = stored.to(torch.int32) << 23
+        return torch.where(bits > 0, bits, 1 << 22).view(torch.float32)
     return stored.float()

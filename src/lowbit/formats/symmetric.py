@@ -20,6 +20,7 @@ from lowbit.formats import Format, Parts
 from lowbit.formats import _search as searching
 from lowbit.formats._scales import load, store
 
+EXAMPLES = ("int4-g128", "int8-row", "int2-g32", "int3-tensor", "int8-b128x128", "int4-g32-e8m0")
 UNSIGNED = {"e8m0"}
 
 

@@ -71,7 +71,9 @@ def form(name: str) -> str:
     return str(getattr(get(name), "FORM", name))
 
 
-def explain(format: Format, shape: tuple[int, int], device: torch.device, dtype: torch.dtype, tokens: int = 1) -> list[tuple[str, str]]:
+def explain(
+    format: Format, shape: tuple[int, int], device: torch.device, dtype: torch.dtype, tokens: int = 1
+) -> list[tuple[str, str]]:
     """Every kernel, best first, with "" when it takes the layer, else the reason why not; the first "" is the one that runs."""
     ranked, missing = _ranked()
     return [(n, get(n).supports(format, shape, device, dtype, tokens)) for n in ranked] + sorted(missing.items())
@@ -85,11 +87,13 @@ def pick(format: Format, shape: tuple[int, int], device: torch.device, dtype: to
         if not reason:
             return name
     reasons = "; ".join(f"{name}: {reason}" for name, reason in told)
-    raise KernelUnavailable(f"{format} {list(shape)} on {device} with {dtype}: no kernel takes it ({reasons}). Use a float dtype.")
+    raise KernelUnavailable(f"{format} {list(shape)} on {device} with {dtype}: {reasons}. Use another dtype or device.")
 
 
 @functools.lru_cache(maxsize=4096)
-def _runner(prepared_by: str, format: Format, shape: tuple[int, int], device: torch.device, dtype: torch.dtype, tokens: int) -> ModuleType | None:
+def _runner(
+    prepared_by: str, format: Format, shape: tuple[int, int], device: torch.device, dtype: torch.dtype, tokens: int
+) -> ModuleType | None:
     """The kernel that runs a call on what `prepared_by` prepared; None: the reference on the restored bytes."""
     wanted = form(prepared_by)
     for name in _ranked()[0]:

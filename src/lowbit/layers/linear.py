@@ -3,9 +3,10 @@
 Idea      The layer is in one of two states. Stored: buffers `weight` (packed codes) and `weight_<part>`, exactly what a file of
           quant_method "lowbit" holds; it runs on the reference. Prepared: the buffers that the best kernel for its device and
           dtype wants, in their place; the stored ones are dropped and come back, bit by bit, for saving, moving or decoding.
-Traps     A move (`.to`, `.half`, `.cuda`) never casts codes, scales or zeros: it goes through the stored state and prepares again
-          for the new place. `memory_bytes` is what is stored (the size that was promised); `resident_bytes` what the kernel
-          keeps now: equal for the reference, 0.13 bits a weight more for int4-g128 on CPUs, where narrower codes are widened too.
+Traps     A move (`.to`, `.half`, `.cuda`) never casts codes, scales or zeros: it goes through the stored state and prepares
+          again for the new place. `memory_bytes` is what is stored (the size that was promised); `resident_bytes` what the
+          kernel keeps now: equal for the reference, 0.13 bits a weight more for int4-g128 on CPUs, where narrower codes are
+          widened too.
 """
 
 from collections.abc import Callable
@@ -26,8 +27,14 @@ class QuantizedLinear(nn.Module):
     be in; kernels are picked for it, though any float x runs.
     """
 
-    def __init__(self, format: Format, shape: tuple[int, int], stored: Stored, bias: Tensor | None = None,
-                 dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        format: Format,
+        shape: tuple[int, int],
+        stored: Stored,
+        bias: Tensor | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         super().__init__()
         self.format = format
         self.out_features, self.in_features = shape
@@ -97,7 +104,8 @@ class QuantizedLinear(nn.Module):
         return y if self.bias is None else y + self.bias
 
     def extra_repr(self) -> str:
-        return f"in={self.in_features}, out={self.out_features}, bias={self.bias is not None}, {self.format}, kernel={self.kernel}"
+        sizes = f"in={self.in_features}, out={self.out_features}, bias={self.bias is not None}"
+        return f"{sizes}, {self.format}, kernel={self.kernel}"
 
     def _prepared(self) -> dict[str, Tensor]:
         """What the kernel takes; the reference takes the stored tensors."""
@@ -118,7 +126,7 @@ class QuantizedLinear(nn.Module):
         prepared = self.kernel != dispatch.REFERENCE
         stored = self.unprepare().stored()
         self._drop()
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._hold({name: _moved(tensor, fn) for name, tensor in stored.items()})
         self.dtype = fn(torch.empty(1, dtype=self.dtype, device=packing.device_of(stored))).dtype
         return self.prepare() if prepared else self

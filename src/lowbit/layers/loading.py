@@ -62,14 +62,16 @@ def skeleton(config: Any, dtype: torch.dtype) -> Any:
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype)
     for module in model.modules():
-        lost = {n: b for n, b in module._buffers.items() if b is not None and b.is_meta and n in module._non_persistent_buffers_set}
+        unsaved = {n: module._buffers.get(n) for n in module._non_persistent_buffers_set}
+        lost = {n: buffer for n, buffer in unsaved.items() if buffer is not None and buffer.is_meta}
         for name, buffer in lost.items():
             module._buffers[name] = torch.full_like(buffer, torch.nan if buffer.is_floating_point() else 0, device="cpu")
         if lost:
             model._init_weights(module)
         wrong = [n for n in lost if torch.isnan(module._buffers[n]).any()]
         if wrong:
-            raise CheckpointError(f"{type(module).__name__}.{wrong[0]}: transformers does not compute this buffer. Update transformers.")
+            name = f"{type(module).__name__}.{wrong[0]}"
+            raise CheckpointError(f"{name}: transformers does not compute this buffer. Update transformers.")
     return model.requires_grad_(False).eval()
 
 
@@ -84,7 +86,8 @@ def _places(model: nn.Module) -> dict[str, Tensor]:
     """Every parameter and every buffer that files hold, by name; tied ones under each of their names."""
     found: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
     for name, module in model.named_modules():
-        found |= {f"{name}.{n}": b for n, b in module._buffers.items() if b is not None and n not in module._non_persistent_buffers_set}
+        kept = {n: b for n, b in module._buffers.items() if n not in module._non_persistent_buffers_set}
+        found |= {f"{name}.{n}": b for n, b in kept.items() if b is not None}
     return found
 
 
@@ -147,7 +150,8 @@ def _set(module: nn.Module, name: str, value: Tensor, dtype: torch.dtype, device
     owner = module.get_submodule(path)
     place: Tensor = getattr(owner, leaf)
     if place.shape != value.shape:
-        raise CheckpointError(f"{name}: {list(value.shape)} in the files, {list(place.shape)} by config.json. The weights do not fit config.json.")
+        sizes = f"{list(value.shape)} in the files, {list(place.shape)} by config.json"
+        raise CheckpointError(f"{name}: {sizes}. The weights do not fit config.json.")
     value = value.to(device, dtype)
     if leaf in owner._parameters:
         owner._parameters[leaf] = nn.Parameter(value, requires_grad=False)
@@ -161,11 +165,12 @@ def _plain(folder: Folder, dtype: torch.dtype) -> Any:
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
-        model, told = AutoModelForCausalLM.from_pretrained(folder.path, dtype=dtype, output_loading_info=True, local_files_only=True)
+        found: Any = AutoModelForCausalLM.from_pretrained(folder.path, dtype=dtype, output_loading_info=True)
     except RuntimeError as error:
         raise CheckpointError(f"{folder.path}: {str(error).splitlines()[0]} The weights do not fit config.json.") from error
     finally:
         logging.set_verbosity(verbosity)
+    model, told = found
     _refuse(folder, _names(told["missing_keys"]), "not in the files")
     _refuse(folder, _names(told["mismatched_keys"]), "of another shape than config.json says")
     _refuse(folder, _names(told["unexpected_keys"]), "in the files, but not in the model")

@@ -30,7 +30,7 @@ from lowbit.layers import replacing
 from lowbit.layers.linear import QuantizedLinear
 
 
-class LowbitConfig(QuantizationConfigMixin):  # type: ignore[misc]
+class LowbitConfig(QuantizationConfigMixin):
     """The `quantization_config` of config.json, kept as it is: what a newer lowbit adds survives."""
 
     def __init__(self, **told: Any) -> None:
@@ -41,14 +41,19 @@ class LowbitConfig(QuantizationConfigMixin):  # type: ignore[misc]
         return dict(self.told)
 
 
-class LowbitQuantizer(HfQuantizer):  # type: ignore[misc]
-    """Swaps linears before loading, prepares them afterwards. form: the file format that saving writes."""
+class LowbitQuantizer(HfQuantizer):
+    """Swaps linears before loading, prepares them afterwards.
+
+    form: the file format that saving writes. originals: what the files call tensors and modules, where the model differs and
+    transformers does not know. renames: the architecture's, when experts were taken apart.
+    """
 
     requires_calibration = True
 
     def __init__(self, quantization_config: LowbitConfig, **kwargs: Any) -> None:
         super().__init__(quantization_config, **kwargs)
         self.form: ModuleType = own
+        self.originals: dict[str, str] = {}
         self.renames: tuple[tuple[str, str], ...] | None = None
 
     def _process_model_before_weight_loading(self, model: Any, checkpoint_files: Iterable[str] = (), **kwargs: Any) -> None:
@@ -67,10 +72,9 @@ class LowbitQuantizer(HfQuantizer):  # type: ignore[misc]
     def update_weight_conversions(self, weight_conversions: list[Any], model: Any) -> list[Any]:
         """Experts that are apart stay so: without the conversions that would fuse them, with the new names of their parts."""
         if self.renames is not None:
-            fused = [c for c in weight_conversions if isinstance(c, WeightConverter) and any("experts" in p for p in c.target_patterns)]
-            weight_conversions = [c for c in weight_conversions if c not in fused]
+            weight_conversions = [c for c in weight_conversions if not _fuses(c)]
             weight_conversions += [WeightRenaming(pattern, replacement) for pattern, replacement in self.renames]
-        converted: list[Any] = super().update_weight_conversions(weight_conversions, model)
+        converted: list[Any] = super().update_weight_conversions(weight_conversions, model)  # type: ignore[no-untyped-call]
         return converted
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
@@ -80,9 +84,9 @@ class LowbitQuantizer(HfQuantizer):  # type: ignore[misc]
         """The tensors to save, in the file format of `form`."""
         state: dict[str, Tensor] = model.state_dict()
         packed = {name: m for name, m in model.named_modules() if isinstance(m, QuantizedLinear)}
-        state = {name: tensor for name, tensor in state.items() if replacing.module_of(name) not in packed}
+        state = {self.originals.get(name, name): t for name, t in state.items() if replacing.module_of(name) not in packed}
         for name, module in packed.items():
-            state |= self.form.tensors(name, module.quantized(), module.dtype)
+            state |= self.form.tensors(self.originals.get(name, name), module.quantized(), module.dtype)
         return state, {}
 
     def is_serializable(self) -> bool:
@@ -97,13 +101,21 @@ class LowbitQuantizer(HfQuantizer):  # type: ignore[misc]
         return True
 
 
-def _swap(model: Any, module: str, renames: Iterable[tuple[str, str]] | None, format: Format, entries: dict[str, Entry]) -> None:
+def _fuses(conversion: Any) -> bool:
+    """Whether a conversion of transformers merges the experts' matrices."""
+    return isinstance(conversion, WeightConverter) and any("experts" in pattern for pattern in conversion.target_patterns)
+
+
+def _swap(
+    model: Any, module: str, renames: Iterable[tuple[str, str]] | None, format: Format, entries: dict[str, Entry]
+) -> None:
     """Put a QuantizedLinear with empty buffers in the place of `module`; a model without its head has shorter names."""
     name = checkpoints.rename(f"{module}.weight", renames or ()).removesuffix(".weight")
     name = name if name in dict(model.named_modules()) else name.removeprefix(f"{model.base_model_prefix}.")
     linear = replacing.linear_of(model, name)
-    parts = {n.removeprefix(f"{module}.weight").removeprefix("_"): e for n, e in entries.items() if replacing.module_of(n) == module}
-    stored = {part: torch.empty(e.shape, dtype=e.dtype, device="meta") for part, e in sorted(parts.items())}
+    own_entries = {n.removeprefix(f"{module}."): e for n, e in entries.items() if replacing.module_of(n) == module}
+    parts = {n.removeprefix("weight").removeprefix("_"): e for n, e in sorted(own_entries.items())}
+    stored = {part: torch.empty(e.shape, dtype=e.dtype, device="meta") for part, e in parts.items()}
     shape = (linear.out_features, linear.in_features)
     model.set_submodule(name, QuantizedLinear(format, shape, stored, linear.bias, linear.weight.dtype))
 
@@ -113,6 +125,7 @@ def attach(model: Any, stored: "checkpoints.Stored") -> None:
     config = LowbitConfig(**(stored.config or {}))
     model.hf_quantizer = LowbitQuantizer(config, pre_quantized=True)
     model.hf_quantizer.form = stored.form
+    model.hf_quantizer.originals = stored.originals | {module: stored.original(module) for module in stored.formats}
     model.config.quantization_config = config
 
 

@@ -45,7 +45,8 @@ def linear_of(model: nn.Module, name: str, shape: tuple[int, int] | None = None)
         what = "no module of this name" if found is None else f"a {type(found).__name__}"
         raise CheckpointError(f"{name}: the files hold it quantized, the model has {what}. The weights do not fit config.json.")
     if shape is not None and shape != (found.out_features, found.in_features):
-        raise CheckpointError(f"{name}: {list(shape)} in the files, {[found.out_features, found.in_features]} by config.json. "
-                              "The weights do not fit config.json.")
+        raise CheckpointError(
+            f"{name}: {list(shape)} in the files, {[found.out_features, found.in_features]} by config.json. "
+            "The weights do not fit config.json."
+        )
     return found
-

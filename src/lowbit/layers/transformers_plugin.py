@@ -39,7 +39,7 @@ def install() -> None:
     if AWAITED in sys.modules:
         _register()
     elif not any(isinstance(finder, Finder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, Finder())  # type: ignore[arg-type]
+        sys.meta_path.insert(0, Finder())
 
 
 def remove() -> None:

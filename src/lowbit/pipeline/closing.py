@@ -24,30 +24,30 @@ from lowbit.statistics._divergence import Divergence
 WINDOWS = 4
 
 
-def written_block(source: Source, folder: Folder, index: int, device: torch.device) -> nn.Module:
+def written_block(source: Source, stored: checkpoints.Stored, index: int, device: torch.device) -> nn.Module:
     """Block `index` of a written folder with its weights decoded to float32."""
-    stored = checkpoints.Stored(folder)
     prefix = f"{source.architecture.blocks}.{index}"
 
     def get(name: str) -> Tensor:
         module = name.removesuffix(".weight")
-        return stored.quantized(module).decode() if module in stored.formats and name.endswith(".weight") else folder.tensor(name)
+        return stored.quantized(module).decode() if module in stored.formats and name.endswith(".weight") else stored.tensor(name)
 
     return blocks.load(source.blocks[index], prefix, get, device, torch.float32)
 
 
 def original_block(source: Source, index: int, device: torch.device) -> nn.Module:
     """Block `index` of the original in float32."""
-    return blocks.load(source.blocks[index], f"{source.architecture.blocks}.{index}", source.tensor, device, torch.float32)
+    return blocks.load(source.blocks[index], f"{source.architecture.blocks}.{index}", source.stored.tensor, device, torch.float32)
 
 
 def measure(source: Source, folder: Folder, tokens: Tensor, device: torch.device, progress: Progress) -> dict[str, Any]:
     """Divergence of the written folder from the original over windows [windows, length]."""
-    outer = Outer(source.skeleton, source.blocks, source.tensor, torch.float32, device)
+    outer = Outer(source.skeleton, source.blocks, source.stored.tensor, torch.float32, device)
     kwargs = outer.kwargs(tokens.shape[1])
     entered = [outer.enter(row[None]) for row in tokens]
+    stored = checkpoints.Stored(folder, source.stored.renames)
     makers: list[Callable[[int], nn.Module]] = [
-        lambda i: written_block(source, folder, i, device), lambda i: original_block(source, i, device),
+        lambda i: written_block(source, stored, i, device), lambda i: original_block(source, i, device),
     ]
     streams = [list(entered), list(entered)]
     progress.start("check", len(source.blocks))
@@ -66,11 +66,3 @@ def measure(source: Source, folder: Folder, tokens: Tensor, device: torch.device
     if not all(map(torch.isfinite, map(torch.tensor, summary.values()))):
         raise CheckpointError(f"{folder.path}: the written model gives NaN or Inf on held-out text. Try another recipe; the folder is kept.")
     return summary
-
-
-def verify(folder: Folder, module: str, expected: Tensor) -> None:
-    """One matrix read back from the disk must decode to what the solver left in memory, bit for bit."""
-    found = checkpoints.Stored(folder).quantized(module).decode()
-    if not torch.equal(found, expected):
-        wrong = int((found != expected).sum())
-        raise CheckpointError(f"{module}: {wrong} of {found.numel()} weights differ between the written file and memory. This is a bug.")

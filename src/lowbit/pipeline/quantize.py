@@ -23,6 +23,7 @@ from lowbit import checkpoints
 from lowbit.checkpoints.folder import Folder
 from lowbit.core.chain import Chain, Link
 from lowbit.core.errors import CapacityError, CheckpointError
+from lowbit.formats import Quantized
 from lowbit.pipeline import blocks, closing, journal, text
 from lowbit.pipeline.outer import Outer
 from lowbit.pipeline.progress import Progress
@@ -33,6 +34,8 @@ from lowbit.recipe.plan import Plan
 
 BATCH_TOKENS = 8192
 """Tokens that one forward takes at once; a batch is one coroutine of the stream."""
+SMALL = 200 << 20
+"""Bytes of weights up to which a model is one file."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,7 @@ class Run:
         self.samples = request.samples or text.SAMPLES
         self.out = Path(request.out or f"{Path(request.model).name}-{self.plan.label()}")
         self.work = self.out.with_name(self.out.name + ".partial")
+        self.joined = self.work / "model.safetensors"
         self.compute = torch.float32 if self.device.type == "cpu" else self.source.dtype
 
     def run(self) -> Result:
@@ -154,7 +158,7 @@ class Run:
         """The hidden states that enter block 0, by batch, and what each block takes beside them."""
         if tokens is None:
             return [], [{} for _ in self.source.blocks]
-        outer = Outer(self.source.skeleton, self.source.blocks, self.source.tensor, self.compute, self.device)
+        outer = Outer(self.source.skeleton, self.source.blocks, self.source.stored.tensor, self.compute, self.device)
         size = max(1, BATCH_TOKENS // tokens.shape[1])
         batches = [outer.enter(tokens[i : i + size]) for i in range(0, len(tokens), size)]
         kwargs = outer.kwargs(tokens.shape[1])
@@ -170,8 +174,9 @@ class Run:
             def get(name: str) -> Tensor:
                 module = name.removesuffix(".weight")
                 if module in self.plan.formats and name.endswith(".weight"):
-                    return self.form.quantized(module, self.plan.formats[module], shard.tensor).decode()
-                return shard.tensor(name)
+                    found: Tensor = self.read(shard, module).decode()
+                    return found
+                return shard.tensor(self.source.stored.originals[name])
             module = blocks.load(self.source.blocks[index], self.prefix(index), get, self.device, self.compute)
         out = [first(module(b, **kwargs[index])) for b in batches]
         if references is None:
@@ -191,9 +196,11 @@ class Run:
         job = blocks.Job(index, prefix, module, self.source.architecture, targets, kwargs[index], batches, references,
                          self.source.dtype, heads, self.progress)
         done = blocks.run(job)
-        tensors = {f"{prefix}.{n}": p.data.to(self.source.dtype) for n, p in module.named_parameters() if n.removesuffix(".weight") not in targets}
+        names = self.source.stored
+        tensors = {names.originals[f"{prefix}.{n}"]: p.data.to(self.source.dtype)
+                   for n, p in module.named_parameters() if n.removesuffix(".weight") not in targets}
         for name, quantized in done.quantized.items():
-            tensors |= self.form.tensors(f"{prefix}.{name}", quantized, self.source.dtype)
+            tensors |= self.form.tensors(names.original(f"{prefix}.{name}"), quantized, self.source.dtype)
         checkpoints.write_shard(self.shard(index), tensors)
         self.verify(index, done)
         book.add({"block": index, "rows": [{k: v for k, v in row.items() if k != "seconds"} for row in done.rows]})
@@ -205,19 +212,24 @@ class Run:
         """Every matrix read back from the disk must decode to what the solver left in memory, bit for bit."""
         with checkpoints.Shard(self.shard(index)) as shard:
             for name, quantized in done.quantized.items():
-                found = self.form.quantized(f"{self.prefix(index)}.{name}", quantized.format, shard.tensor).decode()
+                found = self.read(shard, f"{self.prefix(index)}.{name}").decode()
                 expected = quantized.decode().to(found.device)
                 if not torch.equal(found, expected):
                     wrong = int((found != expected).sum())
                     raise CheckpointError(f"{self.prefix(index)}.{name}: {wrong} of {found.numel()} weights read back differ from memory. "
                                           "The disk or lowbit is at fault; run again.")
 
+    def read(self, shard: checkpoints.Shard, module: str) -> Quantized:
+        """One matrix of a written shard."""
+        found: Quantized = self.form.quantized(self.source.stored.original(module), self.plan.formats[module], shard.tensor)
+        return found
+
     def prefix(self, index: int) -> str:
         return f"{self.source.architecture.blocks}.{index}"
 
     def load(self, index: int) -> torch.nn.Module:
         """Block `index` of the original."""
-        return blocks.load(self.source.blocks[index], self.prefix(index), self.source.tensor, self.device, self.compute)
+        return blocks.load(self.source.blocks[index], self.prefix(index), self.source.stored.tensor, self.device, self.compute)
 
     def shard(self, index: int) -> Path:
         """The file of one block; number 1 is what lies outside the blocks."""
@@ -225,11 +237,29 @@ class Run:
 
     def assemble(self, result: Result) -> None:
         """Complete the folder: the tensors outside the blocks, index, configuration, tokenizer."""
-        inside = f"{self.source.architecture.blocks}."
-        outside = {n: self.source.tensor(n) for n in self.source.names if not n.startswith(inside)}
-        checkpoints.write_shard(self.shard(-1), outside)
-        quantization = self.form.config(self.plan.formats, [n.name for n in self.source.linears() if n.name not in self.plan.formats])
+        stored = self.source.stored
+        if not self.joined.exists():
+            inside = f"{self.source.architecture.blocks}."
+            outside = {stored.originals[n]: stored.tensor(n) for n in stored.names if not n.startswith(inside)}
+            checkpoints.write_shard(self.shard(-1), outside)
+        if sum(f.stat().st_size for f in self.work.glob("*.safetensors")) < SMALL:
+            self.join()
+        formats = {stored.original(name): format for name, format in self.plan.formats.items()}
+        ignore = [stored.original(n.name) for n in self.source.linears() if n.name not in self.plan.formats]
+        quantization = self.form.config(formats, ignore)
         checkpoints.complete(self.work, self.source.folder, quantization)
+
+    def join(self) -> None:
+        """Put the shards of a small model into one file; once that is whole, they go."""
+        shards = sorted(self.work.glob("model-*.safetensors"))
+        if not self.joined.exists():
+            tensors: dict[str, Tensor] = {}
+            for path in shards:
+                with checkpoints.Shard(path) as shard:
+                    tensors |= {name: shard.tensor(name) for name in shard.entries}
+            checkpoints.write_shard(self.joined, tensors)
+        for path in shards:
+            path.unlink()
 
     def check(self) -> dict[str, Any]:
         """Measure the written folder on held-out text."""
@@ -254,7 +284,7 @@ class Run:
         """Bytes of the folder's tensors: packed matrices and everything else as it is."""
         packed = sum(t.bytes for t in self.plan.rows)
         quantized = {f"{name}.weight" for name in self.plan.formats}
-        return packed + sum(self.source.bytes_of(n) for n in self.source.names if n not in quantized)
+        return packed + sum(self.source.folder.bytes_of(self.source.stored.originals[n]) for n in self.source.stored.names if n not in quantized)
 
     def outlook(self) -> dict[str, Any]:
         """What the run will take, before it begins: bytes, peak memory, seconds; a row per layer."""

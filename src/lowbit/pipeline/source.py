@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from lowbit import architectures
-from lowbit.architectures import Architecture
+from lowbit import architectures, checkpoints
 from lowbit.checkpoints.folder import Folder
 from lowbit.core.errors import CheckpointError
-from lowbit.layers.experts import take_apart
+from lowbit.layers import replacing
 from lowbit.layers.loading import skeleton
 
 FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "LICENSE*")
@@ -65,22 +64,19 @@ class Source:
         self.model = model
         self.folder = Folder(resolve(model))
         self.config = self.folder.config()
-        if getattr(self.config, "quantization_config", None):
-            method = self.config.quantization_config.get("quant_method", "?")
+        if "quantization_config" in self.folder.settings:
+            method = self.folder.settings["quantization_config"].get("quant_method", "?")
             raise CheckpointError(f"{model}: the model is already quantized ({method}). Give the original.")
+        self.architecture = architectures.find(self.config)
+        apart = replacing.has_experts(self.folder.names)
+        self.stored = checkpoints.Stored(self.folder, self.architecture.renames if apart else ())
 
     @cached_property
     def skeleton(self) -> nn.Module:
         """The causal-LM class without weights (parameters on meta), its fused experts taken apart."""
-        model = skeleton(self.config, torch.float32)
-        for name, module in list(model.named_modules()):
-            if self.architecture.experts and fnmatch.fnmatch(name, f"{self.architecture.blocks}.*.{self.architecture.experts}"):
-                model.set_submodule(name, take_apart(module))
+        model: nn.Module = skeleton(self.config, torch.float32)
+        replacing.open_experts(model)
         return model
-
-    @cached_property
-    def architecture(self) -> Architecture:
-        return architectures.find(self.config)
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -92,7 +88,7 @@ class Source:
     @cached_property
     def dtype(self) -> torch.dtype:
         """The dtype in which the model is stored."""
-        return self.config.dtype or torch.float32
+        return self.folder.dtype()
 
     def linears(self) -> list[Linear]:
         """Every linear that a recipe may name, in the order of the model."""

@@ -4,6 +4,7 @@
     damping    H made safe to invert, its factor, what had to be done for it
     ldl        one pass of rounding with feedback (GPTQ = LDLQ)
     descent    sweeps of coordinate descent over codes, and over scales
+    grid       all of it: scales, feedback, descent, report
     target     the weights that make up for the error of the inputs
 
 Loss everywhere: tr(E H ET), E = W - rounded; relative: divided by tr(W H WT).

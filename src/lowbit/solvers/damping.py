@@ -3,7 +3,7 @@
 In / Out  H [in, in], damp -> Factor: H with damping in reversed rounding order = L D LT, L lower with ones on its diagonal.
 Idea      H + damp * mean(diag H) * I. When that has no Cholesky factor: 2, 5 and 10 times the damping, then the same four in
           float64, then none at all: the solver rounds without feedback on a grid weighted by diag(H). What was used is said
-          in the Factor and goes into the report. Dead inputs (H_jj = 0) get the diagonal 1 and weights 0.
+          in the Factor and goes into the report.
 Source    GPTQ (2210.17323) section 3.3, step 3; escalation: GPTQModel, exllamav3.
 Defaults  damp 0.01 (GPTQ).
 Traps     One Cholesky and no inverse: rounding from the last column to the first needs L alone, so columns are held in reverse.
@@ -40,9 +40,13 @@ def rounding_order(moment: Tensor, order: str, width: int = 1) -> Tensor:
     return (steps[:, None] * width + torch.arange(width, device=moment.device)).reshape(-1)
 
 
-def alive(moment: Tensor) -> Tensor:
-    """Which inputs were ever different from zero: bool [in]."""
-    return moment.diagonal() > 0
+def revived(moment: Tensor) -> Tensor:
+    """H whose dead inputs (H_jj = 0) have the mean of the diagonal: they take no part in feedback, and nothing divides by 0."""
+    diagonal = moment.diagonal()
+    if bool((diagonal > 0).all()):
+        return moment
+    mean = diagonal.mean()
+    return moment.diagonal_scatter(torch.where(diagonal > 0, diagonal, mean if mean > 0 else 1.0))
 
 
 def shrunk(moment: Tensor, tokens: int) -> tuple[Tensor, float]:
@@ -57,11 +61,10 @@ def cholesky(moment: Tensor, damp: float) -> tuple[Tensor | None, float, str]:
     Cost in^3 / 3; two copies of H at the most.
     """
     mean = float(moment.diagonal().double().mean())
-    dead = ~alive(moment)
     for dtype in (torch.float32, torch.float64):
         for step in STEPS:
             damped = moment.to(dtype, copy=True)
-            damped.diagonal().add_(damp * step * mean).add_(dead.to(dtype) * mean)
+            damped.diagonal().add_(damp * step * mean)
             lower, info = torch.linalg.cholesky_ex(damped)
             del damped
             if int(info) == 0 and bool(torch.isfinite(lower.diagonal()).all()):

@@ -6,18 +6,18 @@ Idea      E|x_ref WT - x QT|^2 = tr((Q - W*) H (Q - W*)T) + constant with W* = W
           W* = W (C + r I) (H + r I)^-1, r = ridge * mean(diag H); alpha goes from W (0) to W* (1).
 Source    The objective: GPTAQ (2504.02692), Qronos (2505.11695). Both reach it step by step; this is its closed form.
 Defaults  ridge 0.01, alpha 1: best on held-out tokens from 8 tokens an input on.
-Traps     C is not symmetric: rows are the reference, columns the inputs at run time.
+Traps     A dead input must not change: the difference C - H is taken before its diagonal is lifted. C is not symmetric: rows are the reference, columns the inputs at run time.
 """
 
 import torch
 from torch import Tensor
 
-from lowbit.solvers.damping import cholesky
+from lowbit.solvers.damping import cholesky, revived
 
 
 def corrected(weight: Tensor, moment: Tensor, cross: Tensor, ridge: float = 0.01, alpha: float = 1.0) -> Tensor:
     """W + alpha (W* - W), W unchanged where H + ridge has no factor. Cost in^3 / 3 + 2 out in^2."""
-    factor, _, _ = cholesky(moment, ridge)
+    factor, _, _ = cholesky(revived(moment), ridge)
     if factor is None:
         return weight
     return torch.add(weight, torch.cholesky_solve((weight @ (cross - moment)).T, factor).T, alpha=alpha)

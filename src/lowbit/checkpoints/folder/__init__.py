@@ -42,15 +42,19 @@ class Folder:
             if missing:
                 first = next(t for t, f in self._index.items() if f == missing[0])
                 count = sum(f == missing[0] for f in self._index.values())
-                raise CheckpointError(f"{self.path / missing[0]}: {INDEX} puts {count} tensors into this file ({first}, ...), "
-                                      f"but it is not there ({len(missing)} of {len(named)} files are missing). Download the model again.")
+                raise CheckpointError(
+                    f"{self.path / missing[0]}: {INDEX} puts {count} tensors into this file ({first}, ...), but it is "
+                    f"not there ({len(missing)} of {len(named)} files are missing). Download the model again."
+                )
             return named
         if "model.safetensors" in files:
             return ["model.safetensors"]
         pickles = sorted(f.name for pattern in PICKLES for f in self.path.glob(pattern))
         if not files and pickles:
-            raise CheckpointError(f"{self.path}: the weights are pickle files ({pickles[0]}), which can run code when they are opened. "
-                                  "Get the model as safetensors or convert it.")
+            raise CheckpointError(
+                f"{self.path}: the weights are pickle files ({pickles[0]}), which can run code when they are opened. "
+                "Get the model as safetensors or convert it."
+            )
         if not files:
             raise CheckpointError(f"{self.path}: no safetensors file. Give the folder of a model.")
         return files
@@ -69,7 +73,7 @@ class Folder:
             return
         for name, file in self._index.items():
             if name not in self.shards[file].entries:
-                raise CheckpointError(f"{self.path / file}: no tensor {name}, though {INDEX} says so. Download the model again.")
+                raise CheckpointError(f"{self.path / file}: no {name}, though {INDEX} says so. Download the model again.")
         self._home = {name: self.shards[file] for name, file in self._index.items()}
 
     @property
@@ -83,7 +87,8 @@ class Folder:
     def entry(self, name: str) -> Entry:
         """dtype and shape of a tensor, and where it lies. Raises CheckpointError when there is none of this name."""
         if name not in self._home:
-            raise CheckpointError(f"{self.path}: no tensor {name} in {len(self.shards)} safetensors files. The weights do not fit config.json.")
+            files = f"{len(self.shards)} safetensors file" + "s" * (len(self.shards) > 1)
+            raise CheckpointError(f"{self.path}: no tensor {name} in {files}. The weights do not fit config.json.")
         return self._home[name].entries[name]
 
     def bytes_of(self, name: str) -> int:
@@ -111,8 +116,10 @@ class Folder:
             return AutoConfig.from_pretrained(self.path)
         except (ValueError, KeyError) as error:
             kind = self.settings["model_type"]
-            raise ArchitectureError(f"{self.path}: transformers does not know model_type '{kind}' ({_first_line(error)}). "
-                                    "Update transformers; models that bring their own code are not run.") from error
+            raise ArchitectureError(
+                f"{self.path}: transformers does not know model_type '{kind}' ({_first_line(error)}). "
+                "Update transformers; models that bring their own code are not run."
+            ) from error
 
     def digest(self) -> str:
         """What tells this model from others: config.json, all headers, and both ends of every file's data."""

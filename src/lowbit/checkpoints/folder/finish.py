@@ -1,8 +1,8 @@
 """finish - what a folder needs beside its weights: index, config.json for old and new readers, tokenizer, licence.
 
-Idea      config.json is the original's, as text, plus `quantization_config`. transformers 5 spells things differently from 4, and
-          a reader that misses the rope's base silently takes 10000: both spellings are written.
-Traps     Rope parameters by layer type (Gemma 3) have no old spelling. Infinity is written plainly, not as transformers 5 tags it.
+Idea      config.json is the original's plus `quantization_config`. transformers 5 spells some keys differently from 4, and a
+          reader that misses the rope's base silently takes 10000: both spellings are written.
+Traps     Rope parameters by layer type (Gemma 3) have no old spelling. Infinity is written plainly, without a tag.
 """
 
 import json
@@ -13,8 +13,10 @@ from typing import Any
 from lowbit.checkpoints.folder import INDEX, Folder
 from lowbit.checkpoints.folder.shard import Shard, write_text
 
-COPIED = ("generation_config.json", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model",
-          "*.jinja", "chat_template*", "preprocessor_config.json", "processor_config.json", "LICENSE*", "LICENCE*", "NOTICE*")
+COPIED = (
+    "generation_config.json", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model",
+    "*.jinja", "chat_template*", "preprocessor_config.json", "processor_config.json", "LICENSE*", "LICENCE*", "NOTICE*",
+)  # fmt: skip
 
 
 def complete(work: Path, source: Folder, quantization: dict[str, Any] | None) -> None:

@@ -54,13 +54,15 @@ class Shard:
     def _read_header(self) -> tuple[bytes, dict[str, Entry]]:
         length = int.from_bytes(self._bytes(0, 8), "little") if self.size >= 8 else 0
         if not 2 <= length <= min(LONGEST_HEADER, self.size - 8):
-            raise CheckpointError(f"{self.path}: no whole safetensors header in {self.size:,} bytes. Download or copy it again.")
+            raise CheckpointError(f"{self.path}: no safetensors header in {self.size:,} bytes. Download or copy it again.")
         header = self._bytes(8, 8 + length)
         try:
             fields: dict[str, Any] = json.loads(header)
             entries = {name: _entry(field, 8 + length) for name, field in fields.items() if name != "__metadata__"}
         except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{self.path}: the safetensors header cannot be read ({error}). Download or copy it again.") from error
+            raise CheckpointError(
+                f"{self.path}: unreadable safetensors header ({error}). Download or copy it again."
+            ) from error
         cut = sorted((e.stop, name) for name, e in entries.items() if e.stop > self.size)
         if cut:
             short = cut[-1][0] - self.size
@@ -76,11 +78,11 @@ class Shard:
             raise CheckpointError(f"{self.path}: no tensor {name}. The file does not belong to this model or config.json.")
         entry = self.entries[name]
         buffer = torch.empty(entry.stop - entry.start, dtype=torch.uint8)
-        view, position = memoryview(buffer.numpy()), 0
+        view, position = _memory(buffer), 0
         while position < len(view):
             read = os.preadv(self._file.fileno(), [view[position:]], entry.start + position)
             if read == 0:
-                raise CheckpointError(f"{self.path} ends early, in {name}: it was cut while it was read. Download or copy it again.")
+                raise CheckpointError(f"{self.path} ends early, in {name}: it was cut while being read. Copy it again.")
             position += read
         return buffer.view(entry.dtype).view(entry.shape) if len(view) else torch.empty(entry.shape, dtype=entry.dtype)
 
@@ -92,6 +94,11 @@ class Shard:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _memory(tensor: Tensor) -> memoryview:
+    """The bytes of a contiguous uint8 tensor, not copied."""
+    return memoryview(tensor.numpy())  # type: ignore[arg-type,unused-ignore]
 
 
 def _entry(field: dict[str, Any], offset: int) -> Entry:
@@ -135,7 +142,7 @@ def _write(path: Path, parts: list[bytes], tensors: list[Tensor]) -> None:
                 file.write(part)
             for tensor in tensors:
                 flat = tensor.detach().cpu().contiguous().view(-1)
-                file.write(memoryview(flat.view(torch.uint8).numpy()))
+                file.write(_memory(flat.view(torch.uint8)))
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -143,7 +150,7 @@ def _write(path: Path, parts: list[bytes], tensors: list[Tensor]) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            raise CapacityError(f"{path}: the disk is full. Free some space and run again; what is finished is kept.") from error
+            raise CapacityError(f"{path}: the disk is full. Free some space and run again.") from error
         raise CheckpointError(f"{path}: cannot be written ({error.strerror}). Choose another folder.") from error
 
 

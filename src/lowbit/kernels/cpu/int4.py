@@ -78,7 +78,8 @@ def restore(prepared: dict[str, Tensor], format: Format, shape: tuple[int, int])
 
 def linear(x: Tensor, prepared: dict[str, Tensor], format: Format, shape: tuple[int, int]) -> Tensor:
     if x.shape[0] <= DECODE_TOKENS:
-        y: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(x.contiguous(), prepared["tiles"], group(format, shape), prepared["pairs"])
+        tiles, pairs = prepared["tiles"], prepared["pairs"]
+        y: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(x.contiguous(), tiles, group(format, shape), pairs)
         return y
     return _many(x, prepared, format, shape)
 
@@ -127,20 +128,24 @@ def order(rows: int) -> tuple[tuple[int, int, tuple[int, ...]], ...]:
     () when no known arrangement fits what the packer does here.
     """
     inputs = 32
-    row, column = _probe(torch.arange(rows)[:, None].expand(rows, inputs)), _probe(torch.arange(inputs).expand(rows, inputs))
+    row = _probe(torch.arange(rows)[:, None].expand(rows, inputs))
+    column = _probe(torch.arange(inputs).expand(rows, inputs))
     for wide in (64, 32, 16):
-        found = []
-        for start, stop, block in ((0, rows // wide * wide, wide), (rows // wide * wide, rows, rows % wide)):
-            if start < stop:
-                slots = row[start * inputs : start * inputs + block] - start
-                blocks = torch.arange(start, stop, block)[:, None, None] + slots
-                expected = blocks.expand(-1, inputs, -1).flatten()
-                columns = torch.arange(inputs)[:, None].expand(-1, block).flatten().repeat((stop - start) // block)
-                if torch.equal(expected, row[start * inputs : stop * inputs]) and torch.equal(columns, column[start * inputs : stop * inputs]):
-                    found.append((start, stop, tuple(slots.tolist())))
-        if sum(stop - start for start, stop, _ in found) == rows:
+        whole = rows // wide * wide
+        bands = [(start, stop, block) for start, stop, block in ((0, whole, wide), (whole, rows, rows % wide)) if start < stop]
+        found = [(start, stop, _slots(row, column, inputs, start, stop, block)) for start, stop, block in bands]
+        if all(slots for _, _, slots in found):
             return tuple(found)
     return ()
+
+
+def _slots(row: Tensor, column: Tensor, inputs: int, start: int, stop: int, block: int) -> tuple[int, ...]:
+    """The row of every slot of a column in blocks of `block` rows; () when the tiles do not lie so."""
+    part = slice(start * inputs, stop * inputs)
+    slots = row[part][:block] - start
+    rows = (torch.arange(start, stop, block)[:, None, None] + slots).expand(-1, inputs, -1).flatten()
+    columns = torch.arange(inputs)[:, None].expand(-1, block).flatten().repeat((stop - start) // block)
+    return tuple(slots.tolist()) if torch.equal(rows, row[part]) and torch.equal(columns, column[part]) else ()
 
 
 def _probe(numbers: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ Idea      One 16-bit word holds one code of each of P planes of BW columns, so a
           The weights are the left operand of the matrix product, so that Hopper takes them from registers.
           Split over K: each program writes its partial sum, the last one to arrive adds all of them in order of index.
 Source    Marlin (2408.11743) for the magic numbers; Triton's interpreter runs the same code with MODE 0 (plain shifts).
-Traps     Loop bounds are constexpr: Triton's interpreter with numpy >= 2.4 fails on tensor bounds.
+Traps     Triton's interpreter (3.6 to 3.9): loop bounds must be constexpr with numpy >= 2.4; products of bfloat16 are wrong, so
+          MODE 0 multiplies in float32; its rounding to bfloat16 truncates.
 """
 
 import triton
@@ -33,7 +34,10 @@ def _take(at, keep, ALL: tl.constexpr):
 
 @triton.jit
 def _plane(like, low, high, z, J: tl.constexpr, BITS: tl.constexpr, MODE: tl.constexpr, PLANES: tl.constexpr):
-    """Plane J of a tile of words [BN, BW] as element values u - z of the type that `like` points to. z: uint8 [BN, 1]."""
+    """Plane J of a tile of words [BN, BW] as element values u - z of the type that `like` points to; MODE 0: float32.
+
+    z: uint8 [BN, 1].
+    """
     if MODE > 0:
         if MODE == 2:
             zero = tl.broadcast_to(z.to(tl.float32) + 8388608.0, low.shape)
@@ -47,7 +51,7 @@ def _plane(like, low, high, z, J: tl.constexpr, BITS: tl.constexpr, MODE: tl.con
         code = ((low.to(tl.int32) >> (2 * (J % 8))) & 3) | (((high.to(tl.int32) >> J) & 1) << 2)
     else:
         code = (low.to(tl.int32) >> (BITS * J)) & ((1 << BITS) - 1)
-    return (code - z.to(tl.int32)).to(tl.float32).to(like.dtype.element_ty)
+    return (code - z.to(tl.int32)).to(tl.float32)
 
 
 @triton.jit
@@ -62,7 +66,6 @@ def product(
     tile, slice_, tokens = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     FULL: tl.constexpr = N % BN == 0 and KB % SK == 0
     rows = tile * BN + tl.arange(0, BN)
-    inside = rows < N
     words = tl.arange(0, BW)
     m = tokens * BM + tl.arange(0, BM)
     acc = tl.zeros((BN, BM), tl.float32)
@@ -70,7 +73,7 @@ def product(
         _wait_for_inputs()
     for i in range((KB + SK - 1) // SK):
         block = i * SK + slice_
-        live = inside & (block < KB)
+        live = tl.where(block < KB, rows, N) < N
         at = rows[:, None] * BW + words[None, :]
         if BITS == 3:
             upper = _take(high + block * (N * BW) + at, live[:, None], FULL)
@@ -82,9 +85,10 @@ def product(
                 column = (block * P + t * (P // T) + p) * BW
                 group = 0 if GROUP == 0 else column // GROUP
                 k = column + words
-                given = (m < M)[None, :]
-                if K % (P * BW) != 0 or not FULL:
-                    given = given & (k < K)[:, None]
+                if K % (P * BW) == 0 and FULL:
+                    given = tl.broadcast_to(m[None, :], (BW, BM)) < M
+                else:
+                    given = tl.where(k[:, None] < K, m[None, :], M) < M
                 xt = tl.load(x + m[None, :] * K + k[:, None], mask=given, other=0.0)
                 s = _take(scale + group * N + rows, live, FULL)
                 if ASYM:
@@ -92,6 +96,8 @@ def product(
                 else:
                     z = tl.full((BN, 1), 1 << (BITS - 1), tl.uint8)
                 w = _plane(x, lower, upper, z, t * (P // T) + p, BITS, MODE, PLANES)
+                if MODE == 0:
+                    xt = xt.to(tl.float32)
                 if EARLY:
                     acc = tl.dot((w * s.to(w.dtype)[:, None]).to(w.dtype), xt, acc)
                 else:
@@ -104,7 +110,7 @@ def _finish(
     acc, y, part, count, tile, slice_, rows, m, M, N: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr, SK: tl.constexpr
 ):  # fmt: skip
     """Write the tile, or its partial sum and, as the last program of the row tile, the total."""
-    keep = (rows < N)[:, None] & (m < M)[None, :]
+    keep = tl.where(rows[:, None] < N, m[None, :], M) < M
     out = y + m[None, :] * N + rows[:, None]
     if SK == 1:
         tl.store(out, acc.to(y.dtype.element_ty), mask=keep)
@@ -151,4 +157,4 @@ def matrix(
             values = _plane(w, lower, upper, z, t * (P // T) + p, BITS, MODE, PLANES)
             k = column + words
             out = (values.to(tl.float32) * s.to(tl.float32)[:, None]).to(w.dtype.element_ty)
-            tl.store(w + rows.to(tl.int64)[:, None] * K + k[None, :], out, mask=inside[:, None] & (k < K)[None, :])
+            tl.store(w + rows.to(tl.int64)[:, None] * K + k[None, :], out, mask=tl.where(rows[:, None] < N, k[None, :], K) < K)

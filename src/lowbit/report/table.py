@@ -1,0 +1,171 @@
+"""table - plain rows -> tables for a terminal (rich) and for Markdown.
+
+Defaults  KL divergence in thousandths of a nat per token (mnat), agreement in percent, sizes in decimal units; errors are one
+          standard error over windows.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+Row = Mapping[str, Any]
+NOTE = "± one standard error over windows; differences below two standard errors are no difference."
+
+
+def size(count: float) -> str:
+    """Bytes for a reader: 8.1 MB."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= scale:
+            return f"{count / scale:.3g} {unit}" if count < 1000 * scale else f"{count / scale:.0f} {unit}"
+    return f"{count:.0f} B"
+
+
+def duration(seconds: float) -> str:
+    """Seconds for a reader: 8.3 s, 4 min 10 s, 2 h 5 min."""
+    if seconds < 99.5:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def measured(value: float | None, error: float | None, digits: int) -> str:
+    """A figure with its standard error, both to as many digits as the error deserves; a dash for what was not measured."""
+    if value is None:
+        return "–"
+    if not error:
+        return f"{value:.{digits}f}"
+    while digits < 4 and error < 0.5 * 10**-digits:
+        digits += 1
+    return f"{value:.{digits}f} ± {error:.{digits}f}"
+
+
+def quality(summary: Row, original: bool = False) -> tuple[str, str, str]:
+    """Perplexity, KL in mnat and agreement in percent of one text; the last two are blank for the original itself."""
+    perplexity = measured(summary.get("perplexity"), summary.get("perplexity_se"), 2)
+    if original or summary.get("kl") is None:
+        return perplexity, "–", "–"
+    kl = measured(1000 * summary["kl"], 1000 * summary.get("kl_se", 0.0), 1)
+    return perplexity, kl, measured(100 * summary["top1"], 100 * summary.get("top1_se", 0.0), 1)
+
+
+def _table(*columns: str, left: int = 1, **options: Any) -> Table:
+    """An empty table; all columns but the first `left` hold numbers."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left", title_style="bold", **options)
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number < left else "right", no_wrap=number >= left, overflow="fold")
+    return table
+
+
+def comparison(result: Row) -> list[Table | str]:
+    """One table for each text and one of what the recipes cost."""
+    rows = result["rows"]
+    found: list[Table | str] = []
+    for text, summary in rows[0]["texts"].items():
+        table = _table("recipe", "bits", "perplexity", "KL, mnat", "top-1, %", title=f"{text} ({summary['windows']} windows)")
+        for row in rows:
+            original = row is rows[0]
+            table.add_row(row["recipe"], f"{row['bits_per_weight']:.3f}", *quality(row["texts"][text], original), end_section=original)
+        found.append(table)
+    cost = _table("recipe", "bits", "on disk", "seconds", "peak memory", title="cost")
+    for row in rows:
+        made = row is not rows[0]
+        cost.add_row(row["recipe"], f"{row['bits_per_weight']:.3f}", size(row["bytes"]), f"{row['seconds']:.0f}" if made else "–",
+                     size(row["peak_memory"]) if made else "–", end_section=not made)
+    return [*found, cost, NOTE]
+
+
+def markdown(result: Row) -> str:
+    """The whole comparison as one Markdown table."""
+    texts = list(result["rows"][0]["texts"])
+    head = ["recipe", "bits", "on disk", *(f"{t}: {what}" for t in texts for what in ("perplexity", "KL, mnat", "top-1, %")),
+            "seconds", "peak memory"]
+    lines = []
+    for number, row in enumerate(result["rows"]):
+        cells = [f"`{row['recipe']}`" if number else row["recipe"], f"{row['bits_per_weight']:.3f}", size(row["bytes"])]
+        for text in texts:
+            cells += quality(row["texts"][text], not number)
+        lines.append([*cells, *((f"{row['seconds']:.0f}", size(row["peak_memory"])) if number else ("–", "–"))])
+    return grid(head, lines) + f"\n{NOTE}\n"
+
+
+def grid(head: Sequence[str], lines: Iterable[Sequence[str]], left: int = 1) -> str:
+    """A Markdown table; all columns but the first `left` are aligned to the right."""
+    rule = ["---" if number < left else "--:" for number in range(len(head))]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in [head, rule, *lines])
+
+
+def evaluation(result: Row) -> Table:
+    """The figures of one model, a row for each text."""
+    table = _table("text", "windows", "perplexity", "KL, mnat", "top-1, %", title=f"{result['model']}  {result['bits_per_weight']:.3f} bits")
+    for text, summary in result["texts"].items():
+        table.add_row(text, str(summary["windows"]), *quality(summary))
+    return table
+
+
+def layers(rows: Iterable[Row]) -> Table:
+    """A row for each layer: what is known of format, method, bits, bytes, error, kernel."""
+    known = [dict(row) for row in rows]
+    wanted = [c for c in ("format", "method", "kernel", "bits", "bytes", "error") if any(c in row for row in known)]
+    texts = [c for c in wanted if c in {"format", "method", "kernel"}]
+    table = _table("layer", *wanted, left=1 + len(texts))
+    forms = {"bits": "{:.3f}".format, "bytes": size, "error": "{:.4f}".format}
+    for row in known:
+        table.add_row(row["name"], *("" if row.get(c) is None else forms.get(c, str)(row[c]) for c in wanted))
+    return table
+
+
+def result(told: Row) -> Table:
+    """What a finished quantization made: folder, size, closing check, cost, fallbacks."""
+    table = Table.grid(padding=(0, 2))
+    check = told["check"]
+    table.add_row("folder", told["out"])
+    table.add_row("recipe", told["sentence"])
+    table.add_row("size", f"{size(told['bytes'])}, {told['bits_per_weight']:.3f} bits per weight in {len(told['layers'])} layers")
+    if check:
+        perplexity, kl, top1 = quality(check)
+        original = f" (original {check['original_perplexity']:.2f})" if "original_perplexity" in check else ""
+        table.add_row("check", f"KL {kl} mnat, top-1 {top1} %, perplexity {perplexity}{original}; {check['windows']} windows, {check['text']}")
+    for row in told["layers"]:
+        if row.get("fallback"):
+            table.add_row("fallback", f"{row['name']}: {row['fallback']}")
+    table.add_row("took", f"{duration(told['seconds'])}, peak memory {size(told['peak_memory'])}")
+    return table
+
+
+def rows(found: Sequence[Row]) -> Table:
+    """Any list of rows with the same keys."""
+    columns = list(found[0]) if found else []
+    table = _table(*columns, left=len(columns))
+    for row in found:
+        table.add_row(*("yes" if row.get(c) is True else "no" if row.get(c) is False else str(row.get(c, "")) for c in columns))
+    return table
+
+
+def facts(found: Row) -> str:
+    """The entries of a row that are plain values, a line for each."""
+    plain = {key: value for key, value in found.items() if isinstance(value, str | int | float)}
+    forms = {"bytes": size, "bits_per_weight": "{:.3f}".format}
+    return "\n".join(f"{key.replace('_', ' ')}: {forms.get(key, str)(value)}" for key, value in plain.items())
+
+
+def method_of(row: Row) -> str:
+    """A row's sentence without its formats and selectors: rows of one method at several sizes share it.
+
+    "awq + gptq(int4-g128, damp=0.05)@mlp" -> "awq + gptq(damp=0.05)".
+    """
+    steps = []
+    for step in re.split(r"\s\+\s", row.get("sentence") or row["recipe"]):
+        name, _, arguments = step.partition("@")[0].partition("(")
+        kept = [a.strip() for a in arguments.rstrip(")").split(",") if "=" in a]
+        steps.append(name + (f"({', '.join(kept)})" if kept else ""))
+    return " + ".join(dict.fromkeys(steps))
+
+
+def front(rows: Sequence[Row], text: str) -> list[int]:
+    """Numbers of the rows that no other beats on `text`: none has at most its bits and a lower KL divergence."""
+    points = [(row["bits_per_weight"], row["texts"][text].get("kl"), i) for i, row in enumerate(rows) if i]
+    points = [p for p in points if p[1] is not None]
+    return [i for bits, kl, i in points if not any(b <= bits and k < kl for b, k, _ in points)]

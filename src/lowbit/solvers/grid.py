@@ -1,0 +1,79 @@
+"""grid - the whole way of one matrix onto a grid: scales, rounding with feedback, descent, and a report of how it went.
+
+In / Out  W [out, in], H [in, in] and the tokens it was made of, format -> Quantized.
+Idea      1. Scales for static groups, searched with the importance diag(H). 2. One pass of feedback, inputs of largest diag(H)
+          first. 3. Sweeps of coordinate descent, between two of them each scale refitted. All three lower tr(E H ET); groups
+          stay where they are, so the file needs no order of columns and every engine reads it.
+          Fewer tokens than inputs (a rare expert): all of H but its diagonal is shrunk. None: nearest values, scales searched.
+Defaults  order "activation", 3 sweeps: measured on a synthetic layer, relative loss of int3-g128 0.0176 in the order of the
+          columns, 0.0110 by activation, 0.0099 after 3 sweeps, 0.0096 with refits between.
+Traps     A dead input (H_jj = 0) keeps its weights, to the nearest value: zeroing them, as GPTQ's code does, is wrong as soon as the
+          input lives on other text.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from lowbit.formats import Format, Quantized
+from lowbit.solvers import damping, descent, ldl
+from lowbit.solvers.codec import GridCodec
+
+Report = dict[str, float | str]
+
+
+@dataclass
+class Problem:
+    """What a matrix is rounded against. moment: H, safe for every solver. report: what had to be done for that."""
+
+    moment: Tensor
+    report: Report = field(default_factory=dict)
+
+
+def problem(moment: Tensor, tokens: int) -> Problem:
+    """H made usable: shrunk where tokens are few, dead inputs lifted to the mean of the diagonal."""
+    report: Report = {}
+    if tokens < moment.shape[0]:
+        moment, share = damping.shrunk(moment, tokens)
+        report["fallback"] = f"{tokens} tokens for {moment.shape[0]} inputs: off-diagonal of H shrunk by {share:.2f}"
+    return Problem(damping.revived(moment), report)
+
+
+def nearest(weight: Tensor, format: Format, search: bool, importance: Tensor | None = None) -> Quantized:
+    """Every weight to its nearest value, scales searched with weights importance [in] or by the plain rule. Report: "error"."""
+    quantized = format.fit(weight, importance, search).quantize(weight)
+    quantized.report["error"] = weight_error(weight, quantized, importance)
+    return quantized
+
+
+def weight_error(weight: Tensor, quantized: Quantized, importance: Tensor | None = None) -> float:
+    """Mean squared error over mean square of the weights, both weighted by importance [in]."""
+    h = torch.ones(weight.shape[1], device=weight.device) if importance is None else importance.float()
+    lost = ((quantized.decode() - weight).square() @ h).sum(dtype=torch.float64)
+    return float(lost / (weight.float().square() @ h).sum(dtype=torch.float64).clamp_min(1e-300))
+
+
+def solve(weight: Tensor, given: Problem, format: Format, *, target: Tensor | None = None, damp: float = 0.01,
+          order: str = "activation", sweeps: int = 3) -> Quantized:
+    """Round `weight` [out, in], or `target` in its stead, for the least tr(E H ET).
+
+    Report: "error", relative to tr(W H WT); "damp" as it was used; "fallback" where something had to give.
+    """
+    target = (weight if target is None else target).float()
+    moment, report = given.moment, dict(given.report)
+    grid = format.fit(target, moment.diagonal())
+    factor = damping.factorise(moment, damping.rounding_order(moment, order), damp)
+    codes, values = ldl.solve(target, factor, GridCodec(grid))
+    report["damp"] = factor.damp
+    if factor.fallback:
+        report["fallback"] = "; ".join(str(f) for f in (report.get("fallback"), factor.fallback) if f)
+    if factor.lower is None:
+        sweeps = 0
+    del factor
+    for number in range(sweeps):
+        if number:
+            grid, values = descent.refit(target, moment, grid, codes, values)
+        codes, values = descent.sweep(target, moment, GridCodec(grid), codes, values)
+    report["error"] = ldl.loss(target - values, moment) / max(ldl.loss(weight.float(), moment), 1e-300)
+    return Quantized(format, format.dtype.encode(codes), grid.parts, grid.shape, report)
