@@ -19,7 +19,7 @@ from pathlib import Path
 
 DOCS = Path(__file__).parent
 PACKAGE = DOCS.parent / "src" / "lowbit"
-SECTIONS = ("In / Out", "Idea", "Source", "Defaults", "Figures", "Traps", "Parts")
+SECTIONS = ("In / Out", "Layout", "Idea", "Source", "Defaults", "Figures", "Traps", "Parts")
 SHELVES = {
     "methods": "Methods",
     "formats": "Formats",
@@ -106,6 +106,7 @@ def settings(tree: ast.Module) -> Iterator[str]:
         kinds = [VERBS[f.name] for f in node.body if isinstance(f, ast.FunctionDef) and f.name in VERBS] or ["declaration"]
         fields = {a.target.id: a for a in node.body if isinstance(a, ast.AnnAssign) and isinstance(a.target, ast.Name)}
         needs = fields.pop("needs", None)
+        fields = {name: a for name, a in fields.items() if not ast.unparse(a.annotation).startswith("ClassVar")}
         told = ast.literal_eval(needs.value) if needs and needs.value else ()
         yield f"*{kinds[0].capitalize()}*" + (f", needs {', '.join(f'`{n}`' for n in told)}." if told else ".")
         if fields:

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).parent.parent
+os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])])
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
-import torch
+import torch  # noqa: E402 - reads the environment when it is imported
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -64,4 +66,4 @@ def tiny_llama(_tiny_llama: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def lowbit_tiny() -> Path:
     """The folder of the bundled model, read only."""
-    return Path(__file__).parent.parent / "models" / "lowbit-tiny"
+    return ROOT / "models" / "lowbit-tiny"

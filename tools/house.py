@@ -22,6 +22,7 @@ LINES = {
 }  # fmt: skip
 OTHER_LINES = 300
 CONTRACT_LINES = 250
+SHARED_LINES = 150
 FUNCTION_LINES = 60
 INHERITANCE = 2
 LITERAL = 40
@@ -29,9 +30,10 @@ NAMES = {"utils", "util", "common", "helpers", "helper", "base", "manager", "reg
 SECTIONS = {
     "methods": ("In / Out", "Idea", "Source"),
     "formats": ("In / Out", "Idea"),
-    "layouts": ("In / Out",),
+    "layouts": ("Layout",),
     "dtypes": ("In / Out", "Idea"),
 }
+WITH_TORCH = ("triton", "cuda")
 Finding = tuple[int, str]
 
 
@@ -55,7 +57,9 @@ def findings(path: Path, text: str) -> Iterator[Finding]:
 
 def _size(path: Path, text: str) -> Iterator[Finding]:
     lines = text.count("\n")
-    limit = CONTRACT_LINES if path.name == "__init__.py" else LINES.get(room(path), OTHER_LINES)
+    limit = LINES.get(room(path), OTHER_LINES)
+    if path.stem.startswith("_"):
+        limit = max(limit, CONTRACT_LINES if path.stem == "__init__" else SHARED_LINES)
     if lines > limit:
         yield 1, f"{lines} lines, room for {limit}. Cut it where it does two things."
 
@@ -66,8 +70,9 @@ def _header(path: Path, tree: ast.Module) -> Iterator[Finding]:
     if not first:
         yield 1, 'no header. Say what the file does: """name - what it does."""'
         return
-    if path.stem not in {"__init__", "__main__"} and not first.startswith(f"{path.stem} - "):
-        yield 1, f"the header starts with '{first[:30]}', not with '{path.stem} - '."
+    name = path.stem.rstrip("_")
+    if path.stem not in {"__init__", "__main__"} and not first.startswith(f"{name} - "):
+        yield 1, f"the header starts with '{first[:30]}', not with '{name} - '."
     if path.stem.startswith("_"):
         return
     for section in SECTIONS.get(room(path), ()):
@@ -116,14 +121,13 @@ def undeclared(files: dict[Path, str], project: dict[str, object]) -> Iterator[t
     extras = project.get("optional-dependencies", {})
     asked = [*project["dependencies"], *(d for e in extras.values() for d in e)]  # type: ignore[misc,attr-defined]
     declared = {re.split(r"[^\w.-]", str(d))[0].lower().replace("-", "_") for d in asked}
-    known = {"lowbit", *sys.stdlib_module_names, *declared, *({"triton"} if "torch" in declared else set())}
+    known = {"lowbit", *sys.stdlib_module_names, *declared, *WITH_TORCH}
     for path, text in files.items():
         for node in ast.walk(ast.parse(text)):
-            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
-            for name in names:
-                if name.split(".")[0] not in known:
-                    yield path, node.lineno, f"imports {name.split('.')[0]}, which pyproject.toml does not name."
+            if isinstance(node, ast.Import | ast.ImportFrom) and not getattr(node, "level", 0):
+                names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]
+                for name in {n.split(".")[0] for n in names} - known:
+                    yield path, node.lineno, f"imports {name}, which pyproject.toml does not name."
 
 
 def survey(package: Path, project: dict[str, object]) -> list[str]:

@@ -9,8 +9,9 @@ It also teaches transformers to read lowbit's own checkpoints: `AutoModelForCaus
 """
 
 import importlib
-import importlib.util
 from typing import TYPE_CHECKING, Any
+
+from lowbit.layers import transformers_plugin
 
 if TYPE_CHECKING:
     from lowbit.layers.loading import load
@@ -46,5 +47,4 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-if importlib.util.find_spec("lowbit.layers.transformers_plugin"):  # the file is being written
-    importlib.import_module("lowbit.layers.transformers_plugin").install()
+transformers_plugin.install()

@@ -49,6 +49,7 @@ def compare(original: str, recipes: Sequence[str], *, out: str | None = None, te
     folder = Path(out or f"{Path(original).name}-comparison")
     result = comparison.compare(original, recipes, folder, text=text, windows=windows, calibration=calibration, samples=samples,
                                 length=length, seed=seed, device=device, progress=progress or Silent())
+    result["folder"] = str(folder)
     drawn = pictures.write(result, folder)
     (folder / "report.html").write_text(page.render(result, drawn), encoding="utf-8")
     (folder / "table.md").write_text(table.markdown(result), encoding="utf-8")
@@ -67,3 +68,54 @@ def chat(model: str, *, seed: int = 0, device: str | None = None) -> "Any":
     from lowbit.serving.local import Local
 
     return Local(model, device, seed)
+
+
+def inspect(model: str, *, device: str | None = None) -> dict[str, Any]:
+    """What a folder stores, layer by layer, and which kernel will run each matrix on `device`, with the others' reasons."""
+    import torch
+
+    from lowbit import architectures, checkpoints
+    from lowbit.checkpoints.folder import Folder
+    from lowbit.kernels import dispatch
+    from lowbit.pipeline.source import resolve
+
+    folder = Folder(resolve(model))
+    stored = checkpoints.Stored(folder, architectures.find(folder.config()).renames)
+    place, dtype = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")), folder.dtype()
+    layers, bits = [], {}
+    for name, format in stored.formats.items():
+        shape = stored.quantized(name).shape
+        told = dispatch.explain(format, shape, place, dtype)
+        bits[name] = (format.bits_per_weight(shape) * shape[0] * shape[1], shape[0] * shape[1])
+        layers.append({
+            "name": name, "format": str(format), "bits": format.bits_per_weight(shape), "bytes": round(bits[name][0] / 8), "shape": list(shape),
+            "kernel": dispatch.pick(format, shape, place, dtype), "reasons": {k: reason for k, reason in told if reason},
+        })
+    weights = sum(count for _, count in bits.values())
+    return {
+        "model": model, "quant_method": (stored.config or {}).get("quant_method", "none"), "dtype": str(dtype).removeprefix("torch."),
+        "bits_per_weight": sum(b for b, _ in bits.values()) / weights if weights else float(8 * dtype.itemsize),
+        "bytes": sum(folder.bytes_of(name) for name in folder.names), "layers": layers,
+    }
+
+
+def listing(kind: str) -> list[dict[str, Any]]:
+    """The entries of a shelf by name with one line each. kind: methods, formats, presets, architectures or kernels."""
+    from lowbit import architectures, formats, methods
+    from lowbit.core.errors import RequestError, nearest
+    from lowbit.kernels import dispatch
+    from lowbit.recipe import presets
+
+    def shelf(found: Any) -> list[dict[str, Any]]:
+        return [{"name": name, "about": found.summary(name).partition(" - ")[2]} for name in found.names()]
+
+    kinds: dict[str, Any] = {
+        "methods": lambda: shelf(methods.shelf), "architectures": lambda: shelf(architectures.shelf),
+        "formats": lambda: [{"name": name, "bits": round(formats.parse(name).bits_per_weight((4096, 4096)), 3)} for name in formats.examples()],
+        "presets": lambda: [{"name": name, "sentence": p["sentence"], "about": p["note"]} for name, p in presets.load().items()],
+        "kernels": lambda: [{"name": name, "about": dispatch.summary(name).partition(" - ")[2]} for name in dispatch.names()],
+    }
+    if kind not in kinds:
+        raise RequestError(f"list {kind}: there is no such list. {nearest(kind, kinds)}")
+    found: list[dict[str, Any]] = kinds[kind]()
+    return found

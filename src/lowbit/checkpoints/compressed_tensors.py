@@ -9,8 +9,8 @@ Layout    By module, beside `weight_scale`:
           int-quantized    weight int8 [N, K]: read only. vLLM takes weight-only integers in the packed form alone.
 Source    compressed-tensors 0.20 (never imported here: engines want different versions of it).
 Traps     Zero points: transformers builds their parameter unpacked and stops with a size mismatch. `dequantize` in the
-          configuration avoids that (the model is loaded as floats, exactly) and is written where one scheme is all there is;
-          with several schemes transformers would decode all by the first one, so it is left out and a stock load stops.
+          configuration avoids that (the model is loaded as floats, decoded in the scales' dtype) and is written where one
+          scheme is all there is; with several schemes transformers would decode all by the first one, so it is left out and a stock load stops.
           3, 5, 6 and 7 bits are dense since version 0.18 (before: whole codes per word); `version` says which is meant.
           transformers decodes in the scale's dtype: (q - z) exact, one rounding. So do lowbit's reference kernels.
 """
@@ -66,6 +66,8 @@ class Scheme:
         return f"{head}{self.bits}-{places[self.strategy]}" + ("" if self.symmetric else "-asym")
 
 
+WIDE = {"fp16", "bf16", "fp32"}
+"""Scales of foreign files that are not exact in both 16-bit types: read, and written back as they are."""
 FLOATS = {
     ("e4m3", (0, 0), "half"): Scheme("float-quantized", 8, "float", "tensor"),
     ("e4m3", (1, 0), "half"): Scheme("float-quantized", 8, "float", "channel"),
@@ -79,13 +81,16 @@ FLOATS = {
 
 def scheme_of(format: Format) -> Scheme | None:
     """The scheme that says `format`, or None."""
-    if re.fullmatch(r"int[2-8]", format.element) and format.group[0] == 1 and format.scale == "half" and format.zero != "float":
+    scale = "half" if format.scale in WIDE else format.scale
+    if re.fullmatch(r"int[2-8]", format.element) and format.group[0] == 1 and scale == "half" and format.zero != "float":
         group = format.group[1]
         return Scheme("pack-quantized", int(format.dtype.bits), "int", "group" if group else "channel", group, not format.zero)
-    return FLOATS.get((format.element, format.group, format.scale)) if not format.zero else None
+    return FLOATS.get((format.element, format.group, scale)) if not format.zero else None
 
 
 def can_hold(format: Format) -> str:
+    if format.scale in WIDE:
+        return f"engines cast scales to the model's dtype, which would round those of {format}"
     return "" if scheme_of(format) else f"compressed-tensors has no scheme for {format}"
 
 
@@ -166,8 +171,9 @@ def _matches(module: str, targets: list[str]) -> bool:
 
 
 def quantized(module: str, format: Format, get: Get) -> Quantized:
-    scheme, scale = _scheme(format), get(f"{module}.weight_scale")
-    parts = {"scale": scale.to(torch.bfloat16) if format.scale == "half" else scale}
+    scheme = _scheme(format)
+    format, scale = _exact(format, get(f"{module}.weight_scale"))
+    parts = {"scale": scale}
     if scheme.kind == "pack-quantized":
         return _integers(module, format, get, parts)
     if scheme.kind == "nvfp4-pack-quantized":
@@ -182,6 +188,17 @@ def quantized(module: str, format: Format, get: Get) -> Quantized:
     if scheme.strategy == "tensor":
         parts["scale"] = parts["scale"].reshape(1, 1)
     return Quantized(format, codes, parts, (codes.shape[0], codes.shape[1]))
+
+
+def _exact(format: Format, scale: Tensor) -> tuple[Format, Tensor]:
+    """The scales without rounding: bfloat16 where that and float16 hold them, else the format that says their dtype."""
+    if format.scale != "half":
+        return format, scale
+    size = scale.float().abs()
+    if torch.equal(scale.to(torch.bfloat16).float(), scale.float()) and bool(((size >= 2.0**-14) & (size <= 65504)).all()):
+        return format, scale.to(torch.bfloat16)
+    word = {torch.float16: "fp16", torch.bfloat16: "bf16"}.get(scale.dtype, "fp32")
+    return all_formats.parse(f"{format}-{word}"), scale.float() if word == "fp32" else scale
 
 
 def _integers(module: str, format: Format, get: Get, parts: dict[str, Tensor]) -> Quantized:

@@ -54,14 +54,13 @@ class Bar(Lines):
     _bar: "RichProgress"
 
     def start(self, what: str, blocks: int) -> None:
+        from rich import progress as rich
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-        from rich.progress import Progress as RichProgress
 
         super().start(what, blocks)
-        columns = [TextColumn("{task.description}"), BarColumn(bar_width=28), MofNCompleteColumn(),
-                   TextColumn("{task.fields[left]}"), TextColumn("[dim]{task.fields[layer]}")]
-        self._bar = RichProgress(*columns, console=Console(stderr=True), refresh_per_second=4)
+        columns = [rich.TextColumn("{task.description}"), rich.BarColumn(bar_width=28), rich.MofNCompleteColumn(),
+                   rich.TextColumn("{task.fields[left]}"), rich.TextColumn("[dim]{task.fields[layer]}")]
+        self._bar = rich.Progress(*columns, console=Console(stderr=True), refresh_per_second=4)
         self._task = self._bar.add_task(what, total=blocks, layer="", left="")
         self._bar.start()
 

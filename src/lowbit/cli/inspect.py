@@ -4,14 +4,14 @@ from lowbit.cli import _options as options
 from lowbit.cli._output import Output, verbs
 
 
-def command(model: options.Model, json: options.Json = False) -> None:
-    """Tell what a model folder stores, layer by layer, and which kernel will run it on this machine.
+def command(model: options.Model, device: options.Device = None, json: options.Json = False) -> None:
+    """Tell what a model folder stores, layer by layer, and which kernel will run it.
 
     \b
     lowbit inspect small
     """
     with Output(json) as output:
-        result = verbs().inspect(model)
+        result = verbs().inspect(model, device=device)
         output.object(result)
         if not json:
             from lowbit.report import table

@@ -55,7 +55,8 @@ def _show_outlook(output: Output, result: dict[str, Any]) -> None:
     output.show(table.layers(outlook["layers"]))
     output.say(f"{result['sentence']}\n{len(outlook['layers'])} layers, {result['bits_per_weight']:.3f} bits per weight; "
                f"{table.size(result['bytes'])} to write to {result['out']}")
-    output.say(f"peak memory about {table.size(outlook['peak_memory'])}, time about {table.duration(outlook['seconds'])} (estimates)")
+    memory, time = table.size(outlook["peak_memory"]), table.duration(outlook["seconds"])
+    output.say(f"peak memory about {memory}, time about {time} (estimates)")
 
 
 def _show_result(output: Output, result: dict[str, Any]) -> None:

@@ -1,7 +1,8 @@
 """dtypes - what a code means: real numbers <-> codes of one element. One file is one element or one family of them.
 
 Contract of a file: `def element(number: str) -> Element`; `number` is what follows the family's name ("4" of "int4"; "" for
-a file that is one element). Codes are unsigned integers 0 .. 2**bits - 1 in uint8, whatever the element means by them.
+a file that is one element). Codes are unsigned integers 0 .. codes - 1 in uint8, whatever the element means by them. A family
+names its members in EXAMPLES. NaN has no code: `Format.fit` refuses it; elements give some code or other for it.
 """
 
 import functools
@@ -34,13 +35,13 @@ class Element(Protocol):
     def maximum(self) -> float: ...
 
     def encode(self, values: Tensor) -> Tensor:
-        """The nearest code of each value (ties to even, beyond the range to the end of it); uint8 of the same shape."""
+        """The nearest code of each value (beyond the range: the end of it; of two equally near: the even one); uint8."""
 
     def decode(self, codes: Tensor) -> Tensor:
         """The value of each code; float32 of the same shape."""
 
     def round(self, values: Tensor) -> Tensor:
-        """decode(encode(values)) without the codes: what solvers call in their inner loop; may be faster than both."""
+        """decode(encode(values)) without the codes, a new float32 tensor: what solvers call in their inner loop."""
 
 
 @functools.cache
@@ -54,3 +55,8 @@ def get(name: str) -> Element:
 def names() -> Iterator[str]:
     """The files of this shelf: elements and families."""
     yield from shelf.names()
+
+
+def examples() -> list[str]:
+    """Names of elements: every file, and the members of families."""
+    return [name for file in names() for name in getattr(shelf.get(file), "EXAMPLES", (file,))]

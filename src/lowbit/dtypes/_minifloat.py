@@ -1,6 +1,6 @@
 """_minifloat - floats of 4 to 8 bits: sign in the top bit, then exponent, then fraction; subnormals; no infinity is made.
 
-Idea      round: the step at x is 2**(max(floor(log2|x|), 1 - bias) - fraction bits), read off x's own exponent bits; x / step is
+Idea      round: the step at x is 2**(max(floor(log2|x|), 1 - bias) - fraction bits), read off x's exponent bits; x / step is
           rounded to an integer, ties to even. Dividing by a power of two is exact, so this is the nearest value.
           encode: a rounded value has no more fraction bits than the element keeps: its float32 bits, shifted, are the code.
 Source    OCP 8-bit Floating Point Specification 1.0; OCP Microscaling Formats 1.0, section 5.3.

@@ -3,8 +3,8 @@
 In / Out  values in -1 .. 1 -> code i in uint8 -> the i-th value. af4 is for blocks of 64, af4.128 for blocks of 128.
 Idea      A block of g normal numbers divided by its largest magnitude m holds one -1 or 1; the others follow the normal
           distribution cut at m. Mixed over m's density this gives a distribution F that depends on g. With -1, 0 and 1 kept,
-          each other value is the median of F between the midpoints to its neighbours; iterated until nothing moves. The cells of
-          the two values next to 0 reach up to 0 itself.
+          each other value is the median of F between the midpoints to its neighbours; iterated until nothing moves. The cells
+          of the two values next to 0 reach up to 0 itself, as those of the published values do.
 Source    NF4 Isn't Information Theoretically Optimal (2306.06965), section 4; bitsandbytes has the values for 64.
 Figures   Blocks of 64: -0.69441, -0.51244, ..., 0.72425 (test: all 16 to 1e-4 of the paper's).
 """
@@ -14,6 +14,7 @@ import torch
 from lowbit.core.errors import FormatError
 from lowbit.dtypes._table import Table
 
+EXAMPLES = ("af4", "af4.128")
 POINTS = 4001
 
 

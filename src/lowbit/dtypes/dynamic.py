@@ -13,6 +13,8 @@ import torch
 from lowbit.core.errors import FormatError
 from lowbit.dtypes._table import Table
 
+EXAMPLES = ("dynamic8",)
+
 
 def element(number: str) -> Table:
     if number != "8":

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from lowbit.core.errors import FormatError
 
+EXAMPLES = ("int2", "int3", "int4", "int5", "int6", "int7", "int8")
+
 
 @dataclass(frozen=True)
 class Integer:
@@ -47,6 +49,6 @@ class Integer:
 
 
 def element(number: str) -> Integer:
-    if number not in {"2", "3", "4", "5", "6", "7", "8"}:
+    if f"int{number}" not in EXAMPLES:
         raise FormatError(f"int{number}: integers have 2 to 8 bits. Use int2 .. int8.")
     return Integer(int(number))

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lowbit.core.device import available_memory
 from lowbit.layers.linear import QuantizedLinear
 from lowbit.layers.loading import load
 from lowbit.pipeline import text as texts
@@ -23,14 +24,14 @@ from lowbit.statistics._divergence import Divergence
 
 DEFAULT_TEXTS = ("bundled", "pydoc")
 WINDOWS = 32
-CACHE_BYTES = 2 << 30
 
 
 class Reference:
-    """The original model, with its logits of recent windows kept (at most CACHE_BYTES)."""
+    """The original model, with its logits of recent windows kept (in at most 40 % of the memory that is free at first)."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
+        self._limit = int(0.4 * available_memory(torch.device("cpu")))
         self._kept: OrderedDict[bytes, Tensor] = OrderedDict()
         self._bytes = 0
 
@@ -38,10 +39,10 @@ class Reference:
         """Logits [length, vocab] of one window [length]."""
         key = tokens.numpy().tobytes()
         if key not in self._kept:
-            found = logits_of(self.model, tokens)
+            found = logits_of(self.model, tokens).cpu()
             self._bytes += found.numel() * found.element_size()
             self._kept[key] = found
-            while self._bytes > CACHE_BYTES:
+            while self._bytes > self._limit:
                 _, old = self._kept.popitem(last=False)
                 self._bytes -= old.numel() * old.element_size()
             return found

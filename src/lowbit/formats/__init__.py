@@ -36,12 +36,6 @@ _layouts = Shelf("lowbit.layouts", "layout")
 Parts = dict[str, Tensor]
 """What is stored beside the codes, by standard name: "scale", "zero", "global_scale", ..."""
 
-_INTEGERS = (
-    "int8-row", "int8-token", "int8-tensor", "int8-b128x128-fp32", "int7-g64", "int6-g32", "int5-g128-asym", "int4-g128",
-    "int4-row", "int4-g32-fp16", "int4-g64-bf16", "int4-g32-e8m0", "int4-g128-asym", "int3-g64", "int3-g128-asym", "int2-g32",
-    "int2-g16-asym",
-)  # fmt: skip
-
 
 @dataclass(frozen=True)
 class Format:
@@ -79,7 +73,7 @@ class Format:
         return "nibbles" if bits == 4 and not self.element.startswith("int") else "dense"
 
     def groups(self, shape: tuple[int, ...]) -> tuple[int, int]:
-        """Rows and columns [R, G] of the scale tensor for a matrix of `shape`. Raises ShapeError when a group does not divide."""
+        """Rows and columns [R, G] of the scale tensor for a matrix of `shape`. Raises ShapeError where a group does not fit."""
         out, inputs = shape
         rows, columns = self.group[0] or out, self.group[1] or inputs
         if inputs % columns and self.group[0] == 1:
@@ -93,7 +87,7 @@ class Format:
         out, inputs = shape
         count = math.prod(self.groups(shape))
         layout, rule = _layouts.get(self.layout), shelf.get(self.rule)
-        bits = math.prod(layout.packed_shape(out, inputs, self.dtype.bits)) * layout.WORD.itemsize * 8
+        bits: int = math.prod(layout.packed_shape(out, inputs, self.dtype.bits)) * layout.WORD.itemsize * 8
         if hasattr(rule, "part_bits"):
             bits += rule.part_bits(self, count)
         else:
@@ -111,7 +105,7 @@ class Format:
         if not torch.isfinite(weight).all():
             raise FormatError(f"{self}: the weight holds NaN or Inf. Mend the checkpoint.")
         self.groups(tuple(weight.shape))
-        parts = shelf.get(self.rule).fit(self, weight.float(), importance, search)
+        parts = shelf.get(self.rule).fit(self, weight.float().contiguous(), importance, search)
         return Grid(self, parts, (weight.shape[0], weight.shape[1]))
 
 
@@ -200,7 +194,8 @@ def parse(text: str) -> Format:
     head, *words = text.split("-")
     module, number = _head(head)
     if module is not None:
-        return replace(module.parse(number, words), text=text)
+        found: Format = module.parse(number, words)
+        return replace(found, text=text)
     try:
         dtypes.get(head)
     except FormatError as error:
@@ -211,7 +206,7 @@ def parse(text: str) -> Format:
 
 
 def with_words(text: str, element: str, words: list[str]) -> Format:
-    """The format `text` of an element with the words that any element takes. Raises FormatError where they do not go together."""
+    """The format `text` of an element with the words that any element takes. Raises FormatError where they do not fit."""
     found = _words.read(text, words)
     integer, zero, scale = element.startswith("int"), found.get("zero", ""), found.get("scale", "half")
     if zero and not integer:
@@ -231,7 +226,7 @@ def one_level(element: str, zero: str) -> str:
 
 def examples() -> list[str]:
     """Names of formats, one or more for every rule and head; what lists show and conformance checks."""
-    return list(_INTEGERS) + [name for file in shelf.names() for name in getattr(shelf.get(file), "EXAMPLES", ())]
+    return [name for file in shelf.names() for name in getattr(shelf.get(file), "EXAMPLES", ())]
 
 
 def _head(head: str) -> tuple[ModuleType | None, str]:

@@ -2,10 +2,10 @@
 
 In / Out  scale float32, any shape -> stored tensor of the same shape -> float32 that means exactly what is stored.
 Idea      A scale is never 0, NaN or infinite: its magnitude is held within the range below, its sign is kept.
-          half = 8 significant bits within 2^-14 .. 65280: exact in float16 and in bfloat16, so that a reader may cast it to either.
+          half = 8 significant bits within 2^-14 .. 65280: exact in float16 and in bfloat16: a reader may cast it to either.
           e8m0 = the power of two that is nearest by ratio, stored as its exponent + 127 in uint8; it has no sign.
-Traps     e4m3 reaches from 2^-9 to 448 only and keeps 3 bits of fraction: without a tensor-wide factor most weights' scales fall
-          out of it. `Format.fit` adds that factor as the part "global_scale".
+Traps     e4m3 reaches from 2^-9 to 448 only and keeps 3 bits of fraction: without a tensor-wide factor most scales of weights
+          fall out of it. The rules `two_level` and `nvfp4` add that factor as the part "global_scale".
 """
 
 import math
@@ -25,7 +25,7 @@ _TYPES = {
 def store(scale: Tensor, kind: str) -> Tensor:
     """What is stored for each scale (nearest, ties to even); kind is a scale word of a format. Takes no NaN."""
     if kind == "e8m0":
-        fraction, exponent = torch.frexp(scale.float().clamp(2.0**-126, torch.finfo(torch.float32).max))
+        fraction, exponent = torch.frexp(scale.float().clamp(2.0**-127, torch.finfo(torch.float32).max))
         exponent = exponent - (fraction < math.sqrt(0.5)).to(exponent.dtype)
         return (exponent + 127).clamp_(0, 254).to(torch.uint8)
     dtype, least, greatest = _TYPES[kind]

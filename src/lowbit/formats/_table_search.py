@@ -2,8 +2,8 @@
 
 In / Out  groups x [R, G, n], importance h broadcastable to it, candidate scales -> scale [R, G].
 Idea      As in _search.py: for the values v that a candidate s gives, the loss sum h (x - s v)^2 is a parabola in s with its
-          least point at s + a / b, a = sum h (x - s v) v, b = sum h v^2; so each candidate brings its own best scale. The best of
-          them, after rounding to what is stored, is refitted twice.
+          least point at s + a / b, a = sum h (x - s v) v, b = sum h v^2; so each candidate brings its own best scale. The best,
+          after rounding to what is stored, is refitted twice.
 Source    Alternation of values and scale: Lloyd.
 """
 

@@ -21,6 +21,7 @@ from lowbit.formats._scales import load, store
 
 EXAMPLES = ("int4-g128-asym", "int3-g64-asym", "int2-g32-asym", "int8-row-asym", "int4-b64x64-asym")
 
+
 def fit(format: Format, weight: Tensor, importance: Tensor | None, search: bool) -> Parts:
     """Choose the scales and zeros of `weight`; see lowbit.formats."""
     x = searching.grouped(format, weight)

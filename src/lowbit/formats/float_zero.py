@@ -1,9 +1,9 @@
 """float_zero - integers with a zero point that is a 16-bit float.
 
 In / Out  W [out, in] -> parts {"scale" [R, G], "zero" [R, G] bfloat16, in unsigned codes}; value = (u - zero) * scale.
-Idea      Plain: scale = (hi - lo) / (2**b - 1), zero = -lo / scale, lo = min(x, 0), hi = max(x, 0). search: shares of the range;
-          for the codes that each gives, scale and offset by weighted least squares (two unknowns, closed form); the best after
-          rounding to what is stored, refitted twice.
+Idea      Plain: scale = (hi - lo) / (2**b - 1), zero = -lo / scale, lo = min(x, 0), hi = max(x, 0). search: shares of the
+          range; for the codes that each gives, scale and offset by weighted least squares (two unknowns, closed form); the
+          best after rounding to what is stored, refitted twice.
 Source    HQQ's grid; GGUF's `make_qkx2_quants` for the two-unknown refit.
 Defaults  search: 12 shares from 1.04 to 0.60.
 Figures   Mean squared error on N(0,1), searched, groups of 128: int4 0.0086, int3 0.0328, int2 0.114.

@@ -3,7 +3,7 @@
 In / Out  W [out, in] -> parts {"scale" float8_e4m3fn [out, in / 16], "global_scale" float32 [1], a divisor};
           value = element * scale / global_scale.
 Idea      Plain: global_scale = 448 * 6 / max|W|, scale = e4m3(global_scale * max|block| / 6).
-          search: every e4m3 value from 6 below that scale to 5 above it, 0.6 to 1.5 times it, the best by weighted squared error;
+          search: every e4m3 value from 6 below that scale to 5 above it (0.6 to 1.5 times it), the best by weighted error;
           "four over six" (max|block| on 4 instead of 6) is among them. global_scale = 256 * 6 / max|W| then leaves them room.
 Source    compressed-tensors `nvfp4-pack-quantized`; Four Over Six (2512.02010).
 Figures   4.5 bits. Mean squared error on N(0,1): 0.00905 plain, 0.0067 searched (four over six alone: 0.00757).

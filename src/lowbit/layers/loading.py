@@ -137,11 +137,11 @@ def _fill(model: Any, stored: checkpoints.Stored, device: torch.device) -> None:
 
 def _replace(model: nn.Module, stored: checkpoints.Stored, device: torch.device) -> None:
     """Put a prepared QuantizedLinear in the place of every quantized module."""
-    for name, format in stored.formats.items():
+    for name in stored.formats:
         quantized = stored.quantized(name)
         linear = replacing.linear_of(model, name, quantized.shape)
         tensors = {part: tensor.to(device) for part, tensor in packing.pack(quantized).items()}
-        model.set_submodule(name, QuantizedLinear(format, quantized.shape, tensors, linear.bias, linear.weight.dtype).prepare())
+        model.set_submodule(name, QuantizedLinear(quantized.format, quantized.shape, tensors, linear.bias, linear.weight.dtype).prepare())
 
 
 def _set(module: nn.Module, name: str, value: Tensor, dtype: torch.dtype, device: torch.device) -> None:

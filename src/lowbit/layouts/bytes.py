@@ -12,13 +12,13 @@ WORD = torch.uint8
 
 
 def pack(codes: Tensor, bits: float) -> Tensor:
-    """codes uint8 [rows, n] -> the same, contiguous."""
-    return codes.contiguous()
+    """codes uint8 [rows, n] -> a copy."""
+    return codes.clone(memory_format=torch.contiguous_format)
 
 
 def unpack(packed: Tensor, bits: float, n: int) -> Tensor:
-    """packed uint8 [rows, n] -> the same."""
-    return packed[:, :n].contiguous()
+    """packed uint8 [rows, n] -> a copy."""
+    return packed[:, :n].clone(memory_format=torch.contiguous_format)
 
 
 def packed_shape(rows: int, n: int, bits: float) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """dense - a little-endian bit stream along the inputs, rows padded to whole int32 words.
 
-Layout    Element i of a row is bits i*b .. i*b + b - 1 of the row's stream, least significant bit first; elements straddle words
-          for b = 3, 5, 6, 7. packed int32 [rows, ceil(n * b / 32)]; bits beyond the last element are 0.
+Layout    Element i of a row is bits i*b .. i*b + b - 1 of the row's stream, least significant bit first; elements straddle
+          words for b = 3, 5, 6, 7. packed int32 [rows, ceil(n * b / 32)]; bits beyond the last element are 0.
 Idea      Eight codes are one int64 word. Three steps close the gaps between them: pairs to 2b bits, pairs of pairs to 4b bits,
           halves to 8b bits; then the first b bytes of the word are the stream. Unpacking runs the steps backwards.
 Source    compressed-tensors >= 0.18 `pack-quantized`; MLX affine weights (as uint32); 6 bits: `mxfp6-pack-quantized`.
@@ -20,17 +20,17 @@ WORD = torch.int32
 def pack(codes: Tensor, bits: float) -> Tensor:
     """codes uint8 [rows, n], each below 2**bits -> int32 [rows, ceil(n * bits / 32)]."""
     rows, n = codes.shape
-    b, words = int(bits), packed_shape(rows, n, bits)[1]
-    padded = torch.nn.functional.pad(codes, (0, -n % 8)) if n % 8 else codes.contiguous()
-    x = (padded.clone() if b == 8 or padded.storage_offset() % 8 else padded).view(torch.int64)
+    b, words, eights = int(bits), packed_shape(rows, n, bits)[1], math.ceil(n / 8)
+    padded = torch.nn.functional.pad(codes, (0, 8 * eights - n)).flatten().contiguous()
+    x = (padded.clone() if padded.storage_offset() % 8 else padded).view(torch.int64)
     if b < 8:
         for half, lane in _steps(b):
             low = _lanes(lane, half)
             x = (x & low) | ((x >> (lane // 2 - half)) & (low << half))
-    stream = x.view(torch.uint8).view(rows, -1, 8)[:, :, :b].reshape(rows, -1)
-    missing = 4 * words - stream.shape[1]
-    stream = torch.nn.functional.pad(stream, (0, missing)) if missing else stream
-    return stream.contiguous().view(torch.int32)
+    stream = x.view(torch.uint8).view(rows, eights, 8)[:, :, :b].flatten(1)[:, : 4 * words]
+    packed = codes.new_zeros(rows, 4 * words)
+    packed[:, : stream.shape[1]] = stream
+    return packed.view(torch.int32)
 
 
 def unpack(packed: Tensor, bits: float, n: int) -> Tensor:
@@ -47,7 +47,7 @@ def unpack(packed: Tensor, bits: float, n: int) -> Tensor:
         for half, lane in reversed(_steps(b)):
             low = _lanes(lane, half)
             x = (x & low) | ((x & (low << half)) << (lane // 2 - half))
-    return x.contiguous().view(torch.uint8)[:, :n].contiguous()
+    return x.flatten().view(torch.uint8).view(rows, 8 * eights)[:, :n].contiguous()
 
 
 def packed_shape(rows: int, n: int, bits: float) -> tuple[int, int]:

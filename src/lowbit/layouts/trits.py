@@ -14,7 +14,7 @@ WORD = torch.uint8
 
 def pack(codes: Tensor, bits: float) -> Tensor:
     """codes uint8 [rows, n] of 0, 1, 2 -> uint8 [rows, ceil(n / 5)]."""
-    digits = torch.nn.functional.pad(codes, (0, -codes.shape[1] % 5)).view(codes.shape[0], -1, 5)
+    digits = torch.nn.functional.pad(codes, (0, -codes.shape[1] % 5)).unflatten(1, (-1, 5))
     packed = digits[..., 4]
     for k in (3, 2, 1, 0):
         packed = packed * 3 + digits[..., k]
@@ -25,7 +25,7 @@ def unpack(packed: Tensor, bits: float, n: int) -> Tensor:
     """packed uint8 [rows, ceil(n / 5)] -> codes uint8 [rows, n]."""
     byte = torch.arange(256, device=packed.device)
     digits = torch.stack([byte // 3**k % 3 for k in range(5)], -1).to(torch.uint8)
-    return digits.index_select(0, packed.flatten().int()).view(packed.shape[0], -1)[:, :n].contiguous()
+    return digits.index_select(0, packed.flatten().int()).view(packed.shape[0], 5 * packed.shape[1])[:, :n].contiguous()
 
 
 def packed_shape(rows: int, n: int, bits: float) -> tuple[int, int]:

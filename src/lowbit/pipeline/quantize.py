@@ -22,6 +22,7 @@ import lowbit
 from lowbit import checkpoints
 from lowbit.checkpoints.folder import Folder
 from lowbit.core.chain import Chain, Link
+from lowbit.core.device import available_memory, throughput
 from lowbit.core.errors import CapacityError, CheckpointError
 from lowbit.formats import Quantized
 from lowbit.pipeline import blocks, closing, journal, text
@@ -275,7 +276,7 @@ class Run:
         free = shutil.disk_usage(self.out.parent).free
         if free < result.bytes * 1.1:
             raise CapacityError(f"{self.out}: {result.bytes / 1e9:.1f} GB to write, {free / 1e9:.1f} GB free. Free some or choose another --out.")
-        need, have = result.outlook["peak_memory"], _available_memory(self.device)
+        need, have = result.outlook["peak_memory"], available_memory(self.device)
         if need > have:
             raise CapacityError(f"{result.sentence}: needs about {need / 1e9:.1f} GB of memory, {have / 1e9:.1f} GB are free. "
                                 "Use fewer --samples or a shorter --length.")
@@ -291,7 +292,7 @@ class Run:
         widest = max((sum(p.numel() for p in b.parameters()) for b in self.source.blocks), default=0)
         return self.plan.outlook(
             tokens=self.samples * self.length if self.plan.needs_data else 0, hidden=self.source.config.hidden_size,
-            block_weights=widest, blocks=len(self.source.blocks), outside_bytes=0, flops=_throughput(self.device),
+            block_weights=widest, blocks=len(self.source.blocks), outside_bytes=0, flops=throughput(self.device),
         )
 
     def describe(self, result: Result) -> None:
@@ -300,25 +301,3 @@ class Run:
         told |= {"version": lowbit.__version__, "model": Path(self.request.model).name if Path(self.request.model).exists() else self.request.model}
         checkpoints.write_text(self.work / "lowbit.json", json.dumps(told, indent=1))
         checkpoints.write_text(self.work / "README.md", self.card(told))
-
-
-def _throughput(device: torch.device) -> float:
-    """Multiply-adds a second of a float32 product, times two; a tenth of a second of measuring."""
-    a = torch.randn(512, 1024, device=device)
-    b = torch.randn(1024, 1024, device=device)
-    a @ b
-    start = time.perf_counter()
-    rounds = 0
-    while time.perf_counter() - start < 0.1:
-        (a @ b).sum().item()
-        rounds += 1
-    return 2 * 512 * 1024 * 1024 * rounds / (time.perf_counter() - start)
-
-
-def _available_memory(device: torch.device) -> int:
-    """Bytes that are free: of the GPU, or of the machine's memory."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    lines = Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").exists() else []
-    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
-    return found[0] if found else 1 << 62

@@ -3,7 +3,7 @@
 In / Out  Recipe, linears (name, shape [out, in], role, layer) -> Plan: a Target per linear that is rounded, in order.
 Idea      The last solver that covers a linear rounds it, so a narrower later selector overrides; a later one that leaves an
           earlier one nothing is an error. Every transform that covers it comes first. A linear that a transform with a format
-          covers and no solver does is rounded by rtn in that format: `awq(int4-g128)` is whole.
+          covers and no solver does is rounded by rtn with searched scales in that format: `awq(int4-g128)` is whole.
           Embeddings and the head are covered only by name: @head, @embed or a glob.
 Traps     Memory and seconds are estimates, made to be too high rather than too low: within a factor of two, not more.
 """
@@ -198,7 +198,7 @@ def _target(recipe: Recipe, linear: Linear) -> Target | None:
 def _rounding(transform: Any) -> Link:
     """What rounds where only a transform with a format was asked for."""
     make: Callable[..., Link] = methods.get("rtn")
-    return make(format=transform.format)
+    return make(format=transform.format, search="mse")
 
 
 def _check_cover(recipe: Recipe, linears: Sequence[Linear]) -> None:

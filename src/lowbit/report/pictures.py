@@ -1,7 +1,7 @@
 """pictures - a comparison -> KL divergence against bits, error by layer; PNG and SVG files, and SVG to put into a page.
 
-Idea      One colour for each method in every picture, in the order of the sentences. Direct labels at the left end of the curves,
-          moved apart where they would touch. Colours of the SVG for pages are CSS variables, so that a dark page has a dark picture.
+Idea      One colour for each method in every picture, in the order of the sentences. Direct labels at the left end of the
+          curves, moved apart where they would touch. Colours of the SVG for pages are CSS variables: dark page, dark picture.
 Traps     The same numbers must give the same bytes: SVG ids are salted, no date is written.
 """
 
@@ -17,6 +17,7 @@ matplotlib.use("agg")
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from lowbit.report.table import method_of
@@ -24,12 +25,14 @@ from lowbit.report.table import method_of
 COLOURS = ("#2f74c0", "#d8741c", "#23926b", "#b8437f", "#7a62cf", "#a58312", "#2693a6", "#c4453a")
 INK, SOFT, GRID, PAPER = "#1b1f24", "#67707b", "#e3e6ea", "#fefefe"
 VARIABLES = {INK: "var(--ink)", SOFT: "var(--soft)", GRID: "var(--line)", PAPER: "var(--paper)"}
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans", "font.size": 10, "svg.fonttype": "none", "svg.hashsalt": "lowbit", "axes.edgecolor": SOFT,
     "axes.labelcolor": INK, "text.color": INK, "xtick.color": SOFT, "ytick.color": SOFT, "axes.facecolor": PAPER,
     "figure.facecolor": PAPER, "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.8, "grid.color": GRID,
     "grid.linewidth": 0.8, "axes.axisbelow": True,
 }
+DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1.2, 1.4)), "-.")
+"""Line of the most bits, of the next, ..."""
 LABEL_STEP = 15.0
 """Least distance of two labels, in pixels of 100 to the inch."""
 Rows = Sequence[Mapping[str, Any]]
@@ -69,12 +72,12 @@ def divergence(result: Mapping[str, Any]) -> Figure:
     """KL divergence against bits per weight, a panel for each text."""
     rows = result["rows"]
     texts = [name for name, summary in rows[0]["texts"].items() if all(r["texts"][name].get("kl") for r in rows[1:])]
-    figure = Figure(figsize=(1.2 + 4.6 * len(texts), 4.7), dpi=100, layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
+    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1)
+    figure = Figure(figsize=(1.2 + 4.6 * len(texts), 4.7), dpi=100, layout=layout)
     panels = figure.subplots(1, len(texts), sharey=True, squeeze=False)[0]
     for panel, text in zip(panels, texts, strict=True):
         original = rows[0]["texts"][text]["perplexity"]
-        panel.set_title(f"{text}", loc="left", fontsize=11, fontweight="bold", pad=20)
+        panel.set_title(text, loc="left", fontsize=11, fontweight="bold", pad=20)
         windows = rows[0]["texts"][text]["windows"]
         panel.annotate(f"original: perplexity {original:.2f}; {windows} windows", (0, 1), (0, 6), xycoords="axes fraction",
                        textcoords="offset points", fontsize=8.5, color=SOFT)
@@ -96,7 +99,8 @@ def _series(rows: Rows, text: str) -> dict[str, list[tuple[float, float, float]]
     found: dict[str, list[tuple[float, float, float]]] = {}
     for row in rows[1:]:
         summary = row["texts"][text]
-        found.setdefault(method_of(row), []).append((row["bits_per_weight"], 1000 * summary["kl"], 1000 * summary.get("kl_se", 0.0)))
+        point = (row["bits_per_weight"], 1000 * summary["kl"], 1000 * summary.get("kl_se", 0.0))
+        found.setdefault(method_of(row), []).append(point)
     return {method: sorted(points) for method, points in found.items()}
 
 
@@ -149,11 +153,11 @@ def _labels(panel: Axes, rows: Rows, text: str) -> None:
     series = _series(rows, text)
     low = min(points[0][0] for points in series.values())
     edge = panel.transData.transform((low, 1))[0] - 20
-    ends = {method: panel.transData.transform(points[0][:2]) for method, points in series.items()}
-    places = spread([float(end[1]) for end in ends.values()], LABEL_STEP)
+    ends = {method: points[0][:2] for method, points in series.items()}
+    places = spread([float(panel.transData.transform(end)[1]) for end in ends.values()], LABEL_STEP)
     for (method, end), height in zip(ends.items(), places, strict=True):
         x, y = panel.transData.inverted().transform((edge, height))
-        panel.annotate(method, panel.transData.inverted().transform(end), (x, y), fontsize=9.5, color=colours(rows)[method],
+        panel.annotate(method, end, (x, y), fontsize=9.5, color=colours(rows)[method],
                        ha="right", va="center", annotation_clip=False,
                        arrowprops={"arrowstyle": "-", "color": colours(rows)[method], "linewidth": 0.7, "alpha": 0.6,
                                    "shrinkA": 1, "shrinkB": 4})
@@ -176,11 +180,11 @@ def errors(result: Mapping[str, Any]) -> Figure:
     rows, kinds = result["rows"], _kinds(result["rows"])
     columns = min(4, len(kinds) + 1)
     lines = -(-(len(kinds) + 1) // columns)
-    figure = Figure(figsize=(3.1 * columns, 0.5 + 2.55 * lines), dpi=100, layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.06, h_pad=0.08)
+    layout = ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.08)
+    figure = Figure(figsize=(3.1 * columns, 0.5 + 2.55 * lines), dpi=100, layout=layout)
     panels = list(figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).flat)
     widths = {n: f"{rows[n]['bits_per_weight']:.0f}" for kind in kinds.values() for n in kind}
-    dashes = dict(zip(sorted(set(widths.values()), key=int, reverse=True), ("-", (0, (4, 1.5)), (0, (1.2, 1.4)), "-."), strict=False))
+    dashes = dict(zip(sorted(set(widths.values()), key=int, reverse=True), DASHES, strict=False))
     for place, (panel, (kind, found)) in enumerate(zip(panels, kinds.items(), strict=False)):
         for number, blocks in found.items():
             points = sorted((block, sum(values) / len(values)) for block, values in blocks.items())

@@ -5,13 +5,15 @@ Defaults  KL divergence in thousandths of a nat per token (mnat), agreement in p
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from rich import box
 from rich.table import Table
 
 Row = Mapping[str, Any]
+QUALITY = ("perplexity", "KL, mnat", "top-1, %")
+COST = ("seconds", "peak memory")
 NOTE = "± one standard error over windows; differences below two standard errors are no difference."
 
 
@@ -51,6 +53,16 @@ def quality(summary: Row, original: bool = False) -> tuple[str, str, str]:
     return perplexity, kl, measured(100 * summary["top1"], 100 * summary.get("top1_se", 0.0), 1)
 
 
+def bits(row: Row) -> str:
+    """Bits per weight of a row."""
+    return f"{row['bits_per_weight']:.3f}"
+
+
+def cost(row: Row, original: bool) -> tuple[str, str]:
+    """Seconds and peak memory of a quantization; blank for the original."""
+    return ("–", "–") if original else (f"{row['seconds']:.0f}", size(row["peak_memory"]))
+
+
 def _table(*columns: str, left: int = 1, **options: Any) -> Table:
     """An empty table; all columns but the first `left` hold numbers."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left", title_style="bold", **options)
@@ -64,30 +76,29 @@ def comparison(result: Row) -> list[Table | str]:
     rows = result["rows"]
     found: list[Table | str] = []
     for text, summary in rows[0]["texts"].items():
-        table = _table("recipe", "bits", "perplexity", "KL, mnat", "top-1, %", title=f"{text} ({summary['windows']} windows)")
+        table = _table("recipe", "bits", *QUALITY, title=f"{text} ({summary['windows']} windows)")
         for row in rows:
-            original = row is rows[0]
-            table.add_row(row["recipe"], f"{row['bits_per_weight']:.3f}", *quality(row["texts"][text], original), end_section=original)
+            first = row is rows[0]
+            table.add_row(row["recipe"], bits(row), *quality(row["texts"][text], first), end_section=first)
         found.append(table)
-    cost = _table("recipe", "bits", "on disk", "seconds", "peak memory", title="cost")
+    costs = _table("recipe", "bits", "on disk", *COST, title="cost")
     for row in rows:
-        made = row is not rows[0]
-        cost.add_row(row["recipe"], f"{row['bits_per_weight']:.3f}", size(row["bytes"]), f"{row['seconds']:.0f}" if made else "–",
-                     size(row["peak_memory"]) if made else "–", end_section=not made)
-    return [*found, cost, NOTE]
+        first = row is rows[0]
+        costs.add_row(row["recipe"], bits(row), size(row["bytes"]), *cost(row, first), end_section=first)
+    return [*found, costs, NOTE]
 
 
 def markdown(result: Row) -> str:
     """The whole comparison as one Markdown table."""
     texts = list(result["rows"][0]["texts"])
-    head = ["recipe", "bits", "on disk", *(f"{t}: {what}" for t in texts for what in ("perplexity", "KL, mnat", "top-1, %")),
-            "seconds", "peak memory"]
+    head = ["recipe", "bits", "on disk", *(f"{text}: {what}" for text in texts for what in QUALITY), *COST]
     lines = []
-    for number, row in enumerate(result["rows"]):
-        cells = [f"`{row['recipe']}`" if number else row["recipe"], f"{row['bits_per_weight']:.3f}", size(row["bytes"])]
+    for row in result["rows"]:
+        first = row is result["rows"][0]
+        cells = [row["recipe"] if first else f"`{row['recipe']}`", bits(row), size(row["bytes"])]
         for text in texts:
-            cells += quality(row["texts"][text], not number)
-        lines.append([*cells, *((f"{row['seconds']:.0f}", size(row["peak_memory"])) if number else ("–", "–"))])
+            cells += quality(row["texts"][text], first)
+        lines.append([*cells, *cost(row, first)])
     return grid(head, lines) + f"\n{NOTE}\n"
 
 
@@ -99,7 +110,7 @@ def grid(head: Sequence[str], lines: Iterable[Sequence[str]], left: int = 1) -> 
 
 def evaluation(result: Row) -> Table:
     """The figures of one model, a row for each text."""
-    table = _table("text", "windows", "perplexity", "KL, mnat", "top-1, %", title=f"{result['model']}  {result['bits_per_weight']:.3f} bits")
+    table = _table("text", "windows", *QUALITY, title=f"{result['model']}: {bits(result)} bits per weight")
     for text, summary in result["texts"].items():
         table.add_row(text, str(summary["windows"]), *quality(summary))
     return table
@@ -123,14 +134,14 @@ def result(told: Row) -> Table:
     check = told["check"]
     table.add_row("folder", told["out"])
     table.add_row("recipe", told["sentence"])
-    table.add_row("size", f"{size(told['bytes'])}, {told['bits_per_weight']:.3f} bits per weight in {len(told['layers'])} layers")
+    table.add_row("size", f"{size(told['bytes'])}, {bits(told)} bits per weight in {len(told['layers'])} layers")
     if check:
         perplexity, kl, top1 = quality(check)
         original = f" (original {check['original_perplexity']:.2f})" if "original_perplexity" in check else ""
-        table.add_row("check", f"KL {kl} mnat, top-1 {top1} %, perplexity {perplexity}{original}; {check['windows']} windows, {check['text']}")
-    for row in told["layers"]:
-        if row.get("fallback"):
-            table.add_row("fallback", f"{row['name']}: {row['fallback']}")
+        where = f"{check['windows']} windows, {check['text']}"
+        table.add_row("check", f"KL {kl} mnat, top-1 {top1} %, perplexity {perplexity}{original}; {where}")
+    for name, reason in fallbacks(told["layers"]):
+        table.add_row("fallback", f"{name}: {reason}")
     table.add_row("took", f"{duration(told['seconds'])}, peak memory {size(told['peak_memory'])}")
     return table
 
@@ -147,7 +158,7 @@ def rows(found: Sequence[Row]) -> Table:
 def facts(found: Row) -> str:
     """The entries of a row that are plain values, a line for each."""
     plain = {key: value for key, value in found.items() if isinstance(value, str | int | float)}
-    forms = {"bytes": size, "bits_per_weight": "{:.3f}".format}
+    forms: dict[str, Callable[[Any], str]] = {"bytes": size, "bits_per_weight": "{:.3f}".format}
     return "\n".join(f"{key.replace('_', ' ')}: {forms.get(key, str)(value)}" for key, value in plain.items())
 
 
@@ -169,3 +180,14 @@ def front(rows: Sequence[Row], text: str) -> list[int]:
     points = [(row["bits_per_weight"], row["texts"][text].get("kl"), i) for i, row in enumerate(rows) if i]
     points = [p for p in points if p[1] is not None]
     return [i for bits, kl, i in points if not any(b <= bits and k < kl for b, k, _ in points)]
+
+
+def worst(layers: Iterable[Row], count: int = 3) -> list[tuple[str, float]]:
+    """The layers of largest error, with it; names from the block's number on."""
+    known = [(re.sub(r"^.*?(?=\d)", "", layer["name"]), layer["error"]) for layer in layers if isinstance(layer.get("error"), float)]
+    return sorted(known, key=lambda pair: -pair[1])[:count]
+
+
+def fallbacks(layers: Iterable[Row]) -> list[tuple[str, str]]:
+    """The layers that could not be done as asked, with the reason."""
+    return [(layer["name"], str(layer["fallback"])) for layer in layers if layer.get("fallback")]

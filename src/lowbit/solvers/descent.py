@@ -39,13 +39,13 @@ def sweep(weight: Tensor, moment: Tensor, codec: Codec, codes: Tensor, values: T
             block = moment[k:end, k:end]
             wanted = current[k:end] + (pull / block if width == 1 else torch.linalg.solve(block, pull))
             new, value = codec.round(wanted.T, k)
-            move = value.T - current[k:end]
+            new, value = new.T, value.T
             if width > 1:
-                better = _gains(move, pull, block, codec.height)
-                new, move = torch.where(better[:, None], new, codes[row : row + per_step].T), move * better
-            codes[row : row + per_step] = new.T
-            moves[k - a : end - a] = move
-        current[a:b] += moves
+                better = _gains(value - current[k:end], pull, block, codec.height)
+                new, value = torch.where(better, new, codes[row : row + per_step]), torch.where(better, value, current[k:end])
+            codes[row : row + per_step] = new
+            torch.sub(value, current[k:end], out=moves[k - a : end - a])
+            current[k:end] = value
         errors[a:b] -= moves
     return codes.T.contiguous(), current.T.contiguous()
 

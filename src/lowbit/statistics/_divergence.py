@@ -34,7 +34,7 @@ class Divergence:
             q = quantized[start:stop].float().log_softmax(-1)
             sums[2] -= _picked(q, following)
             if original is not None:
-                p = original[start:stop].float().log_softmax(-1)
+                p = original[start:stop].to(q.device).float().log_softmax(-1)
                 sums[0] += (p.exp() * (p - q)).sum().cpu()
                 sums[1] += (p.argmax(-1) == q.argmax(-1)).sum().cpu()
                 sums[3] -= _picked(p, following)

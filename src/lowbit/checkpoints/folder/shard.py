@@ -59,7 +59,7 @@ class Shard:
         try:
             fields: dict[str, Any] = json.loads(header)
             entries = {name: _entry(field, 8 + length) for name, field in fields.items() if name != "__metadata__"}
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(
                 f"{self.path}: unreadable safetensors header ({error}). Download or copy it again."
             ) from error

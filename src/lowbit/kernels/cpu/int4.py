@@ -34,8 +34,8 @@ def supports(format: Format, shape: tuple[int, int], device: torch.device, dtype
         return f"device {device.type} on {platform.machine()}; x86 CPUs only"
     if format.element not in {"int2", "int3", "int4"} or format.group[0] != 1 or format.zero == "float":
         return "integers of 2 to 4 bits with one scale a row and group only"
-    if format.scale not in {"half", "bf16"}:
-        return f"scales stored as {format.scale}; bfloat16 only"
+    if format.scale != "half":
+        return f"scales stored as {format.scale}; 16 bits, exact in bfloat16 and never 0, only"
     if dtype != torch.bfloat16:
         return f"x is {dtype}; bfloat16 only, a cast would cost 2e-3"
     if shape[0] % 16:

@@ -38,20 +38,23 @@ def _plane(like, low, high, z, J: tl.constexpr, BITS: tl.constexpr, MODE: tl.con
 
     z: uint8 [BN, 1].
     """
-    if MODE > 0:
-        if MODE == 2:
-            zero = tl.broadcast_to(z.to(tl.float32) + 8388608.0, low.shape)
-            return tl.inline_asm_elementwise(PLANES[J], "=r,r,r,r", [low, zero], dtype=like.dtype.element_ty, is_pure=True, pack=2)
+    if MODE == 0:
+        if BITS == 3:
+            code = ((low.to(tl.int32) >> (2 * (J % 8))) & 3) | (((high.to(tl.int32) >> J) & 1) << 2)
+        else:
+            code = (low.to(tl.int32) >> (BITS * J)) & ((1 << BITS) - 1)
+        return (code - z.to(tl.int32)).to(tl.float32)
+    elif MODE == 2:
+        zero = tl.broadcast_to(z.to(tl.float32) + 8388608.0, low.shape)
+        return tl.inline_asm_elementwise(PLANES[J], "=r,r,r,r", [low, zero], dtype=like.dtype.element_ty, is_pure=True, pack=2)
+    else:
         magic = (z.to(tl.int16) | (0x4300 if like.dtype.element_ty == tl.bfloat16 else 0x6400)).to(tl.int16)
         zero = tl.broadcast_to(magic, low.shape)
         if BITS == 3:
-            return tl.inline_asm_elementwise(PLANES[J], "=r,r,r,r", [low, high, zero], dtype=like.dtype.element_ty, is_pure=True, pack=2)
-        return tl.inline_asm_elementwise(PLANES[J], "=r,r,r", [low, zero], dtype=like.dtype.element_ty, is_pure=True, pack=2)
-    if BITS == 3:
-        code = ((low.to(tl.int32) >> (2 * (J % 8))) & 3) | (((high.to(tl.int32) >> J) & 1) << 2)
-    else:
-        code = (low.to(tl.int32) >> (BITS * J)) & ((1 << BITS) - 1)
-    return (code - z.to(tl.int32)).to(tl.float32)
+            words = [low, high, zero]
+            return tl.inline_asm_elementwise(PLANES[J], "=r,r,r,r", words, dtype=like.dtype.element_ty, is_pure=True, pack=2)
+        else:
+            return tl.inline_asm_elementwise(PLANES[J], "=r,r,r", [low, zero], dtype=like.dtype.element_ty, is_pure=True, pack=2)
 
 
 @triton.jit

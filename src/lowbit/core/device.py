@@ -1,0 +1,27 @@
+"""device - what this machine has: free memory and arithmetic speed, measured."""
+
+import time
+from pathlib import Path
+
+import torch
+
+
+def available_memory(device: torch.device) -> int:
+    """Bytes that are free: of the GPU, or of the machine's memory (a very large number where the system does not say)."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    meminfo = Path("/proc/meminfo")
+    lines = meminfo.read_text(encoding="utf-8").splitlines() if meminfo.exists() else []
+    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
+    return found[0] if found else 1 << 62
+
+
+def throughput(device: torch.device, seconds: float = 0.1) -> float:
+    """Operations a second of a float32 product of 512 x 1024 x 1024, over a tenth of a second."""
+    a, b = torch.randn(512, 1024, device=device), torch.randn(1024, 1024, device=device)
+    (a @ b).sum().item()
+    start, rounds = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds:
+        (a @ b).sum().item()
+        rounds += 1
+    return 2 * a.numel() * b.shape[1] * rounds / (time.perf_counter() - start)
