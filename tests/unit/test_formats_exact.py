@@ -10,8 +10,8 @@ from lowbit.testing import formats as suite
 
 MORE = [
     "int5-g128-asym", "int6-g32", "int7-g64", "int8-token", "int4-tensor-asym", "int4-g32-fp16", "int4-g64-bf16",
-    "int8-row-fp32", "int2-g16-asym", "int3-row-floatzero-e4m3", "e2m1-b16x32-e4m3", "sf4-g64-dq", "binary-g64-e8m0", "ternary-g64-fp16",
-    "dynamic8-g64", "int2-g32-asym-e8m0",
+    "int8-row-fp32", "int2-g16-asym", "int3-row-floatzero-e4m3", "e2m1-b16x32-e4m3", "sf4-g64-dq", "binary-g64-e8m0",
+    "ternary-g64-fp16", "dynamic8-g64", "int2-g32-asym-e8m0",
 ]  # fmt: skip
 
 

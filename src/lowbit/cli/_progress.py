@@ -32,10 +32,8 @@ class Lines:
 
     def block(self, index: int, error: float | None, seconds: float) -> None:
         self._done += 1
-        parts = [f"{self._what} {index + 1}/{self._blocks}", f"{seconds:.1f} s", f"left {clock(self.left())}"]
-        if error is not None:
-            parts.insert(1, f"error {error:.4f}")
-        self.say(" · ".join(parts))
+        told = "" if error is None else f" · error {error:.4f}"
+        self.say(f"{self._what} {index + 1}/{self._blocks}{told} · {seconds:.1f} s · left {clock(self.left())}")
 
     def left(self) -> float:
         """Seconds still to go, at the pace so far."""

@@ -14,7 +14,7 @@ WORD = torch.uint8
 
 def pack(codes: Tensor, bits: float) -> Tensor:
     """codes uint8 [rows, n] of 0, 1, 2 -> uint8 [rows, ceil(n / 5)]."""
-    digits = torch.nn.functional.pad(codes, (0, -codes.shape[1] % 5)).unflatten(1, (-1, 5))
+    digits: Tensor = torch.nn.functional.pad(codes, (0, -codes.shape[1] % 5)).unflatten(1, (-1, 5))
     packed = digits[..., 4]
     for k in (3, 2, 1, 0):
         packed = packed * 3 + digits[..., k]

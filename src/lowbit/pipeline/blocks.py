@@ -81,7 +81,11 @@ def run(job: Job) -> Done:
     """Quantize one block; `job.module` holds the decoded weights afterwards."""
     stages = stages_of(job)
     done = Done()
-    for transform, names in _transforms(job):
+    transforms = _transforms(job)
+    if transforms and job.references is not None:
+        # a fold changes the last bits of the block's output; the reference stream must not depend on what a resumed run lacks
+        done.references = [first(job.module(h, **job.kwargs)) for h in job.references]
+    for transform, names in transforms:
         block = _block(job, stages, names)
         stats = _collect(job, stages, tuple(transform.needs))
         transform.rewrite(block, stats)
@@ -100,7 +104,7 @@ def run(job: Job) -> Done:
             _solve(job, names, stats, done)
         done.outputs = runs.outputs()
         if shadow is not None:
-            done.references = shadow.outputs()
+            done.references = done.references or shadow.outputs()
             shadow.close()
     return done
 

@@ -22,8 +22,16 @@ from lowbit.methods import Solver, Transform, name_of, verb
 from lowbit.recipe.grammar import Recipe, layers, step_text
 
 OUTSIDE = {"head", "embed"}
-SEARCH_FLOPS = 600
-"""Operations that a scale search spends on one weight, counted at the speed of a matrix product."""
+SEARCH, FEEDBACK = 5_000, 20_000
+"""Operations on one weight, counted at the speed of a matrix product: of a search for scales, of a solver with statistics."""
+CHECK_TOKENS = 2 * 4 * 2048
+"""Tokens of the closing check: two models, four windows."""
+TRIAL_TOKENS = 80_000
+"""Tokens that a transform runs to try candidates."""
+BATCH_TOKENS = 8192
+"""Tokens of one forward."""
+OVERHEAD = 150_000_000
+"""Bytes that the libraries take when they first compute."""
 
 
 class Linear(Protocol):
@@ -148,22 +156,23 @@ class Plan:
         }
 
     def _peak_memory(self, tokens: int, hidden: int, block_weights: int) -> int:
-        """Hidden states, two float copies of one block, its codes, four matrices of a solver as wide as the widest input.
+        """Streams, one forward, one block, a solver's matrices.
 
-        A token that waits at a stage holds its way in, its residual and that stage's input; all as float32.
+        A token that waits at a stage holds its way in, residual, norm's input and output and that stage's input, in float32.
+        A block is there as floats, as its loaded copy, as codes; a solver holds four matrices as wide as the widest input.
         """
         widest = max(t.shape[1] for t in self.rows)
-        streams = tokens * 4 * (2 * hidden + widest) * (2 if self.needs_reference else 1)
-        block = block_weights * (4 + 4 + 2)
-        return streams + block + (4 * 4 * widest**2 if tokens else 0)
+        streams = tokens * 4 * (4 * hidden + widest) * (2 if self.needs_reference else 1)
+        forward = min(tokens or CHECK_TOKENS, BATCH_TOKENS) * 4 * (4 * hidden + 3 * widest)
+        return OVERHEAD + streams + forward + 10 * block_weights + (4 * 4 * widest**2 if tokens else 0)
 
     def _operations(self, tokens: int, weights: int) -> float:
-        """Operations of the run: forwards, second moments, factorisations, rounding."""
-        passes = (2 if self.needs_reference else 1) + 2 * max(len(t.transforms) for t in self.rows)
-        forward = 2.0 * tokens * weights * passes
-        rounding = sum(t.weights * (SEARCH_FLOPS + (2.0 * t.shape[1] if tokens else 0)) for t in self.rows)
+        """Operations of the run: forwards, second moments and their factors, rounding, the closing check."""
+        transforms = max(len(t.transforms) for t in self.rows)
+        passes = tokens * (1 + transforms + self.needs_reference) + CHECK_TOKENS + (TRIAL_TOKENS * transforms if tokens else 0)
+        rounding = sum(t.weights * (FEEDBACK + 8.0 * t.shape[1] if t.solver.needs else SEARCH) for t in self.rows)
         shared = {(t.layer, t.role, t.shape[1]): t.shape[1] for t in self.rows} if tokens else {}
-        return forward + rounding + sum(2.0 * tokens * n**2 + 3.0 * n**3 for n in shared.values())
+        return 2.0 * passes * weights + rounding + sum(2.0 * tokens * n**2 + 3.0 * n**3 for n in shared.values())
 
 
 def covers(selector: str, linear: Linear) -> bool:

@@ -24,7 +24,7 @@ def render(told: Mapping[str, Any]) -> str:
     name = str(told["model"]).rpartition("/")[2]
     original = f"[{told['model']}]({_link(told)})" if _link(told) else name
     parts = [
-        _front(told), f"# {name}, {told['bits_per_weight']:.3g} bits per weight\n",
+        _front(told), f"# {name}, {table.bits(told)} bits per weight\n",
         f"{original} with its weights packed by lowbit, by this recipe:\n",
         f"    {told['sentence']}\n", _measured(told), _loading(told), _stored(told), _making(told),
         f"## Not measured\n\n{MISSING}\n",
@@ -80,7 +80,7 @@ def _loading(told: Mapping[str, Any]) -> str:
             'model = AutoModelForCausalLM.from_pretrained("PATH")', 'tokenizer = AutoTokenizer.from_pretrained("PATH")', "```"]
     needs = "With transformers and the package compressed-tensors:" if plain else "With transformers and lowbit:"
     engine = "With vLLM:" if plain else "With vLLM, where lowbit is installed too:"
-    return "\n".join(["## Use\n", needs, "", *code, "", engine, "", "    vllm serve PATH", "", "On the command line:", "",
+    return "\n".join(["## Use\n", f"PATH is this folder, or its name on the Hub. {needs}", "", *code, "", engine, "", "    vllm serve PATH", "", "On the command line:", "",
                       '    lowbit generate PATH "Once upon a time"\n'])
 
 

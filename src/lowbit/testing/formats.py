@@ -5,7 +5,9 @@ Idea      A fitted grid has few values: the nearest is found by trying all of th
           that would be stored.
 """
 
-import pytest
+import functools
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -26,8 +28,7 @@ def check_name(name: str) -> None:
     """The name is the format."""
     format = formats.parse(name)
     assert str(format) == name and formats.parse(str(format)) == format
-    with pytest.raises(FormatError):
-        formats.parse(f"{name}-nosuchword")
+    assert "Unknown word 'nosuchword'" in _refusal(FormatError, lambda: formats.parse(f"{name}-nosuchword"))
 
 
 def check_requantizing(name: str) -> None:
@@ -60,8 +61,8 @@ def check_ragged(name: str) -> None:
     format = formats.parse(name)
     rows, columns = format.group
     if rows == 1 and columns:
-        with pytest.raises(ShapeError, match=f"group {columns} does not divide {columns + 4} inputs"):
-            format.fit(matrix(4, columns + 4))
+        said = _refusal(ShapeError, lambda: format.fit(matrix(4, columns + 4)))
+        assert f"group {columns} does not divide {columns + 4} inputs" in said
         return
     for shape in ((5, 36), (rows + 3, columns + 5)):
         weight = matrix(*shape)
@@ -86,8 +87,7 @@ def check_rows(name: str) -> None:
     for bad in (float("nan"), float("inf")):
         weight = matrix()
         weight[3, 7] = bad
-        with pytest.raises(FormatError, match="NaN or Inf"):
-            format.fit(weight)
+        assert "NaN or Inf" in _refusal(FormatError, functools.partial(format.fit, weight))
 
 
 def check_tensors(name: str, device: str = "cpu") -> None:
@@ -149,6 +149,15 @@ def check_rescale(name: str) -> None:
         again = Grid(grid.format, rule.rescale(grid.format, grid.parts, grid.scale), grid.shape)
         assert torch.equal(again.scale, grid.scale) and again.parts.keys() == grid.parts.keys()
         assert all(again.parts[k].dtype == grid.parts[k].dtype for k in grid.parts)
+
+
+def _refusal(kind: type[Exception], act: Callable[[], object]) -> str:
+    """The message of the error that `act` must end with."""
+    try:
+        act()
+    except kind as error:
+        return str(error)
+    raise AssertionError(f"no {kind.__name__} was raised")
 
 
 def check_format(name: str) -> None:
