@@ -171,7 +171,7 @@ def main(
         raise typer.BadParameter(f"{texts} holds {len(tokens)} tokens, one batch takes {batch * length}. Give more text.")
     print(f"{len(kept)} documents, {len(tokens):,} tokens, {steps * batch * length / len(tokens):.1f} passes")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = make_model(tokenizer.get_vocab_size(), length).to(device)  # type: ignore[arg-type]
+    model = make_model(tokenizer.get_vocab_size(), length).to(device)
     train(model, windows(tokens, batch, length, seed), steps, peak, rows)
     print(f"held-out loss {held_out_loss(model, encode(tokenizer, held), length):.3f} nats per token")
     model.generation_config = GenerationConfig(do_sample=True, temperature=0.8, top_p=0.95, bos_token_id=0, eos_token_id=1)

@@ -30,6 +30,12 @@ def test_more_names_pass_the_suite(name: str) -> None:
     suite.check_format(name)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", [*formats.examples(), *MORE])
+def test_a_gpu_gives_the_same_numbers(name: str) -> None:
+    suite.check_tensors(name, "cuda")
+
+
 @pytest.mark.parametrize(
     ("name", "plain", "searched"),
     [("nf4-g64", 0.00846, 0.00746), ("nf4-g128", 0.00914, 0.00818), ("nvfp4", 0.00905, 0.00717), ("mxfp4", 0.01323, 0.01247)],

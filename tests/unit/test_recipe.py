@@ -9,6 +9,7 @@ from lowbit import formats, methods
 from lowbit.core.errors import FormatError, RecipeError, ShapeError
 from lowbit.recipe import Recipe, presets
 from lowbit.recipe.plan import Plan
+from lowbit.testing import recipe as suite
 
 TOYS = {
     "press": '''
@@ -274,3 +275,8 @@ def test_plan_errors(sentence, kind, message):
     with pytest.raises(kind) as error:
         plan(sentence)
     assert str(error.value) == message
+
+
+@pytest.mark.parametrize("name", [n for n in methods.shelf.names() if n not in TOYS])
+def test_sentences_of_every_method(name):
+    suite.check_sentence(name)

@@ -18,12 +18,11 @@ UP_FOLD_EXPERTS = Fold("mlp.experts.*.up_proj", NARROW_EXPERTS, NARROW_EXPERTS[0
 ROUTER = "The router is a bare matrix beside the experts, no linear: it stays in full precision."
 
 
-def decoder(first: str = "input_layernorm", second: str = "post_attention_layernorm", offset: float = 0.0, notes: str = "") -> Architecture:
-    """The ordinary layer: x + attention(first(x)), then x + mlp(second(x)). offset: see Fold."""
+def decoder(second: str = "post_attention_layernorm", offset: float = 0.0) -> Architecture:
+    """The ordinary layer: x + attention(norm(x)), then x + mlp(second norm(x)). offset: see Fold."""
     return Architecture(
         stages=(QKV, OUT, WIDEN, NARROW),
-        folds=(Fold(first, QKV, "self_attn", offset), VALUE_FOLD, Fold(second, WIDEN, "mlp", offset), UP_FOLD),
-        notes=notes,
+        folds=(Fold("input_layernorm", QKV, "self_attn", offset), VALUE_FOLD, Fold(second, WIDEN, "mlp", offset), UP_FOLD),
     )
 
 

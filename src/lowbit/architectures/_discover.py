@@ -26,8 +26,8 @@ def of_config(config: Any) -> Architecture:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
     except ValueError as error:
-        known = "lowbit list architectures"
-        raise ArchitectureError(f"model_type '{config.model_type}': transformers has no causal language model for it. See `{known}`.") from error
+        raise ArchitectureError(f"model_type '{config.model_type}': transformers has no causal language model for it. "
+                                "`lowbit list architectures` names those that are known.") from error
     return discover(model, config.model_type)
 
 
@@ -35,8 +35,8 @@ def discover(model: Any, model_type: str = "") -> Architecture:
     """The map of `model` (parameters may be on meta): blocks, embedding, head, final norm, routers. No stages, no folds."""
     blocks = _blocks(model)
     if not blocks:
-        raise ArchitectureError(f"model_type '{model_type}': {type(model).__name__} has no list of equal layers that hold nn.Linear. "
-                                "Add a file to lowbit/architectures.")
+        raise ArchitectureError(f"model_type '{model_type}': {type(model).__name__} has no list of equal layers that hold "
+                                "nn.Linear. Add a file to lowbit/architectures.")
     names = {id(module): name for name, module in model.named_modules()}
     parent = model.get_submodule(blocks.rpartition(".")[0])
     norms = [n for n, m in parent.named_children() if "norm" in n.lower() or n.lower().startswith("ln")]
@@ -71,7 +71,8 @@ def _experts(block: nn.Module, who: str) -> str:
     for name, shape in fused.items():
         module = block.get_submodule(name)
         if len(fused) > 1 or not (hasattr(module, "gate_up_proj") and hasattr(module, "down_proj")):
-            raise ArchitectureError(f"{who}: {name} holds 3-D weights {shape} that lowbit cannot take apart. Add a file to lowbit/architectures.")
+            raise ArchitectureError(f"{who}: {name} holds 3-D weights {shape} that lowbit cannot take apart. "
+                                    "Add a file to lowbit/architectures.")
     return next(iter(fused), "")
 
 
@@ -87,7 +88,7 @@ def stages(block: nn.Module, run: Callable[[], Any]) -> tuple[tuple[str, ...], .
 
     def meet(names: list[str], x: Tensor) -> None:
         alive.append(x)  # its memory must not be given to another tensor before the end
-        place = (x.untyped_storage().data_ptr(), x.storage_offset(), x.numel(), x._version)
+        place = (x.untyped_storage().data_ptr(), int(x.storage_offset()), x.numel(), x._version)
         found.setdefault(place, []).extend(n for n in names if n not in met)
         met.update(names)
 

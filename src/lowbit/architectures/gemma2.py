@@ -1,6 +1,7 @@
 """gemma2 - Gemma 2: norms before and after attention and MLP, soft caps, windows in every other layer.
 
-Traps  Its norms multiply by (1 + w). `post_attention_layernorm` follows the attention: the MLP reads `pre_feedforward_layernorm`.
+Traps  Its norms multiply by (1 + w). `post_attention_layernorm` follows the attention; the MLP reads
+       `pre_feedforward_layernorm`.
 """
 
 from lowbit.architectures._decoder import decoder

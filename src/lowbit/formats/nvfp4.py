@@ -36,11 +36,11 @@ def fit(format: Format, weight: Tensor, importance: Tensor | None, search: bool)
     factor = torch.tensor([(256.0 if search else 448.0) * 6 / largest if largest else 1.0], device=weight.device)
     factor = factor.clamp(2.0**-126, 2.0**126)
     x = searching.grouped(format, weight) * factor
-    stored = store(x.abs().amax(-1) / 6, "e4m3")
+    codes = store(x.abs().amax(-1) / 6, "e4m3").view(torch.uint8)
     if search:
         h = searching.weights_of(format, importance, weight.shape[0])
-        stored = torch.cat([_best(part, h_part, stored[rows], format.dtype) for rows, part, h_part in searching.pieces(x, h)])
-    return {"scale": stored, "global_scale": factor}
+        codes = torch.cat([_best(part, h_part, codes[rows], format.dtype) for rows, part, h_part in searching.pieces(x, h)])
+    return {"scale": codes.view(torch.float8_e4m3fn), "global_scale": factor}
 
 
 def rescale(format: Format, parts: Parts, scale: Tensor) -> Parts:
@@ -53,9 +53,8 @@ def expand(format: Format, parts: Parts) -> tuple[Tensor, Tensor | None]:
     return load(parts["scale"], "e4m3") / parts["global_scale"], None
 
 
-def _best(x: Tensor, h: Tensor | None, stored: Tensor, element: Element) -> Tensor:
-    """The best of the stored scales and their neighbours. The codes of positive e4m3 values are in the values' order."""
-    code = stored.view(torch.uint8).int()
-    tried = torch.stack([(code + step).clamp(1, 126) for step in STEPS]).to(torch.uint8).view(torch.float8_e4m3fn)
-    index = tables.pick(x, h, (load(candidate, "e4m3") for candidate in tried), element)
-    return tried.view(torch.uint8).gather(0, index[None].long())[0].view(torch.float8_e4m3fn)
+def _best(x: Tensor, h: Tensor | None, codes: Tensor, element: Element) -> Tensor:
+    """The best of the scales with these codes and their neighbours. Codes of positive e4m3 values are in the values' order."""
+    tried = torch.stack([(codes.int() + step).clamp(1, 126) for step in STEPS]).to(torch.uint8)
+    index = tables.pick(x, h, (load(candidate.view(torch.float8_e4m3fn), "e4m3") for candidate in tried), element)
+    return tried.gather(0, index[None].long())[0]

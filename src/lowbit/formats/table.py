@@ -3,7 +3,8 @@
 In / Out  W [out, in] -> parts {"scale" [R, G]}; value = element * scale.
 Idea      Plain: scale = max|w| / greatest element. search: shares of that scale, each with the least-squares scale of its
           values, the best by weighted squared error, two refits (_table_search.py). An 8-bit float's relative error does not
-          depend on its scale within its range, so that 8-bit elements keep the plain scale: a search gains under 2 %.
+          depend on its scale within its range, so that 8-bit elements keep the plain scale: a search gains 1 % in rows, 6 %
+          in groups of 128.
 Source    QLoRA (2305.14314) for the plain rule.
 Defaults  search: 13 shares from 1.08 to 0.60.
 Figures   Mean squared error on N(0,1), groups of 64: nf4 0.00846 plain, 0.0073 searched; groups of 128: 0.00914, 0.0081.

@@ -23,7 +23,8 @@ from lowbit.core.errors import ArchitectureError
 class Announce(nn.Module):
     """Does nothing; a forward pre-hook on it learns the inputs of all experts.
 
-    inputs: by the name of a linear of each expert ("3.gate_proj") its input [tokens, in]. sharing: the projections that take it.
+    inputs: by the name of a linear of each expert ("3.gate_proj") its input [tokens, in]. sharing: the projections that
+    take it.
     """
 
     def forward(self, inputs: dict[str, Tensor], sharing: tuple[str, ...]) -> None:
@@ -77,21 +78,29 @@ def take_apart(module: nn.Module) -> Experts:
 
     Raises ArchitectureError when the module's arrangement is not [gate; up] rows without biases.
     """
-    fused, down = getattr(module, "gate_up_proj", None), getattr(module, "down_proj", None)
-    odd = [flag for flag in ("has_bias", "is_transposed", "has_post_expert_norm") if getattr(module, flag, False)]
-    odd += [flag for flag in ("is_concatenated", "has_gate") if not getattr(module, flag, True)]
-    odd += sorted({name for name, _ in module.named_parameters()} - {"gate_up_proj", "down_proj"})
-    activation = getattr(module, "act_fn", None)
-    if not isinstance(fused, Tensor) or not isinstance(down, Tensor) or fused.dim() != 3 or down.dim() != 3 or activation is None or odd:
-        reason = f"its arrangement differs ({', '.join(odd)})" if odd else "it has no gate_up_proj, down_proj and act_fn of the usual form"
-        raise ArchitectureError(f"{type(module).__name__}: the experts cannot be taken apart: {reason}. Add their form to lowbit/layers/experts.py.")
+    unusual = _unusual(module)
+    if unusual:
+        raise ArchitectureError(f"{type(module).__name__}: these experts cannot be taken apart: {', '.join(unusual)}. "
+                                "Add their form to lowbit/layers/experts.py.")
+    source: Any = module
+    fused, down = source.gate_up_proj, source.down_proj
     count, twice, hidden = fused.shape
-    experts = Experts(count, hidden, twice // 2, activation, fused.dtype, torch.device("meta"))
+    experts = Experts(count, hidden, twice // 2, source.act_fn, fused.dtype, torch.device("meta"))
     if not fused.is_meta:
         for i in range(count):
             gate, up = fused.detach()[i].chunk(2)
             _fill(experts.get_submodule(str(i)), gate, up, down.detach()[i])
     return experts.train(module.training)
+
+
+def _unusual(module: nn.Module) -> list[str]:
+    """What sets a module of experts apart from the form that is known; empty for the known one."""
+    weights = {name: p.dim() for name, p in module.named_parameters()}
+    found = [f"no 3-D {name}" for name in ("gate_up_proj", "down_proj") if weights.pop(name, 0) != 3]
+    found += [f"a parameter {name}" for name in weights]
+    found += [flag for flag in ("has_bias", "is_transposed", "has_post_expert_norm") if getattr(module, flag, False)]
+    found += [f"not {flag}" for flag in ("is_concatenated", "has_gate") if not getattr(module, flag, True)]
+    return found if hasattr(module, "act_fn") else [*found, "no act_fn"]
 
 
 def _fill(expert: Any, gate: Tensor, up: Tensor, down: Tensor) -> None:

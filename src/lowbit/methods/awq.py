@@ -2,16 +2,17 @@
 
 In / Out  a block, mean |x| of its linears' inputs -> the block with other weights and the same function; nothing is rounded.
           With a format and no solver after it, rtn follows in that format.
-Idea      A weight scaled by s > 1 and its input by 1 / s meets the same rounding error, which the input then shrinks; the group's
-          scale hardly grows. So s = mean|x|^r per channel, with one exponent r per fold: the r of a grid in 0 .. 1 that brings
-          the output of the inspected module (attention, MLP, or the linear itself) nearest to what full precision gives, on
-          real inputs, with the weights rounded to their formats. The scales move into the norm or linear before (transforms/fold.py).
+Idea      A weight scaled by s > 1 and its input by 1 / s meets the same rounding error, which the input then shrinks; the
+          group's scale hardly grows. So s = mean|x|^r per channel, with one exponent r per fold: the r of a grid in 0 .. 1 that
+          brings the output of the inspected module (attention, MLP, or the linear itself) nearest to what full precision gives,
+          on real inputs, with the weights rounded to their formats. The scales move into the norm or linear before
+          (transforms/fold.py).
 Source    AWQ (2306.00978), section 3.2; auto_scale.py of llm-awq.
 Defaults  grid 20 as in the paper, r = 1 included; of its 21 points those are tried that halving steps around the best ones meet
           (9). windows 2: text that candidates are tried on.
 Figures   lowbit-tiny, int4-g128-asym, KL in milli-nats on books / docs / wikitext2: with rtn(search=weighted) after it
-          47.6 / 59.1 / 101.5, with rtn(search=mse) 53.1 / 66.0 / 111.8; without awq 56.2 / 69.3 / 113.8 and 65.6 / 79.7 / 125.3.
-          llm-compressor's AWQ: 52.6 / 66.0 / 110.0.
+          47.6 / 59.1 / 101.5, with rtn(search=mse) 53.1 / 66.0 / 111.8; without awq 56.2 / 69.3 / 113.8 and
+          65.6 / 79.7 / 125.3. llm-compressor's AWQ: 52.6 / 66.0 / 110.0.
 Traps     The paper's second step, clipping by the outputs' error, is a choice of the group's scale: it is the solver's, and
           rtn(search=weighted) or gptq make it. rtn(search=mse) does not know the inputs and gives half of the gain away.
           Grouped queries: the reference leaves v -> o out; here a value channel takes the greatest of its query heads' means.

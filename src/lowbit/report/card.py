@@ -80,8 +80,10 @@ def _loading(told: Mapping[str, Any]) -> str:
             'model = AutoModelForCausalLM.from_pretrained("PATH")', 'tokenizer = AutoTokenizer.from_pretrained("PATH")', "```"]
     needs = "With transformers and the package compressed-tensors:" if plain else "With transformers and lowbit:"
     engine = "With vLLM:" if plain else "With vLLM, where lowbit is installed too:"
-    return "\n".join(["## Use\n", f"PATH is this folder, or its name on the Hub. {needs}", "", *code, "", engine, "", "    vllm serve PATH", "", "On the command line:", "",
-                      '    lowbit generate PATH "Once upon a time"\n'])
+    return "\n".join([
+        "## Use", "", f"PATH is this folder, or its name on the Hub. {needs}", "", *code, "", engine, "", "    vllm serve PATH", "",
+        "On the command line:", "", '    lowbit generate PATH "Once upon a time"', "",
+    ])
 
 
 def _stored(told: Mapping[str, Any]) -> str:

@@ -184,8 +184,8 @@ def front(rows: Sequence[Row], text: str) -> list[int]:
 
 def worst(layers: Iterable[Row], count: int = 3) -> list[tuple[str, float]]:
     """The layers of largest error, with it; names from the block's number on."""
-    known = [(re.sub(r"^.*?(?=\d)", "", layer["name"]), layer["error"]) for layer in layers if isinstance(layer.get("error"), float)]
-    return sorted(known, key=lambda pair: -pair[1])[:count]
+    known = sorted((layer for layer in layers if isinstance(layer.get("error"), float)), key=lambda layer: -layer["error"])
+    return [(re.sub(r"^.*?(?=\d)", "", layer["name"]), layer["error"]) for layer in known[:count]]
 
 
 def fallbacks(layers: Iterable[Row]) -> list[tuple[str, str]]:

@@ -16,7 +16,8 @@ SIZES: dict[str, Any] = {
     "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "norm_topk_prob": True,
 }
 """Every family takes what it knows of these."""
-EYE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+EYE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28,
+       "patch_size": 14}
 
 
 def config(name: str, **changes: Any) -> Any:

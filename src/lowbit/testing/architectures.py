@@ -12,6 +12,7 @@ import fnmatch
 import re
 import tempfile
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +49,8 @@ def model_of(name: str, **changes: Any) -> Any:
     model = tiny(name, **changes)
     known = architecture(name)
     for path, module in list(model.named_modules()):
-        if known.experts and fnmatch.fnmatch(path, f"{known.blocks}.*.{known.experts}") and not isinstance(module, nn.ModuleList):
-            if hasattr(module, "gate_up_proj"):
-                model.set_submodule(path, take_apart(module))
+        if known.experts and path.endswith(f".{known.experts}") and hasattr(module, "gate_up_proj"):
+            model.set_submodule(path, take_apart(module))
     return model
 
 
@@ -70,7 +70,7 @@ def check_coverage(name: str) -> None:
             patterns = [p for stage in known.stages for p in stage if fnmatch.fnmatch(linear, p)]
             reasons = [reason for p, reason in known.keep if fnmatch.fnmatch(linear, p)]
             if len(patterns) + len(reasons) != 1:
-                raise AssertionError(f"{name}: {linear} is in {patterns} and kept for {reasons}; it must be in one stage or kept.")
+                raise AssertionError(f"{name}: {linear} is in {patterns} and kept for {reasons}; must be one of the two.")
             seen.update(patterns)
     unknown = {p for stage in known.stages for p in stage} - seen
     if unknown - {"mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"} or (unknown and not known.experts):
@@ -82,7 +82,8 @@ def check_coverage(name: str) -> None:
 def forwards(model: Any, known: Architecture, ids: Tensor) -> list[tuple[nn.Module, Any, Any]]:
     """Each block with the arguments that a forward of the whole model gives it."""
     calls: list[tuple[nn.Module, Any, Any]] = []
-    hooks = [b.register_forward_pre_hook(lambda m, a, k: calls.append((m, a, k)), with_kwargs=True) for b in blocks_of(model, known.blocks)]
+    blocks = blocks_of(model, known.blocks)
+    hooks = [b.register_forward_pre_hook(lambda m, a, k: calls.append((m, a, k)), with_kwargs=True) for b in blocks]
     model(ids, use_cache=False)
     for hook in hooks:
         hook.remove()
@@ -93,7 +94,7 @@ def check_stages(name: str) -> None:
     """The declared stages are the discovered ones, in their order, in every block."""
     known, model = architecture(name), model_of(name)
     for block, args, kwargs in forwards(model, known, tokens()):
-        found = _discover.stages(block, lambda block=block, args=args, kwargs=kwargs: block(*args, **kwargs))
+        found = _discover.stages(block, partial(block, *args, **kwargs))
         linears = [n for n, m in block.named_modules() if isinstance(m, nn.Linear)]
         declared = [{n for n in linears for p in stage if fnmatch.fnmatch(n, p)} for stage in known.stages]
         if [set(s) for s in found] != [s for s in declared if s]:
@@ -116,7 +117,7 @@ def check_folds(name: str, dtype: torch.dtype = torch.float64, bound: float = 1e
         after = model(tokens()).logits
     error = ((after - before).abs().max() / before.std()).item()
     if not error <= bound:
-        raise AssertionError(f"{name}: folding {sorted(folded)} moves the logits by {error:.1e} of their spread (bound {bound:.0e}).")
+        raise AssertionError(f"{name}: folding {sorted(folded)} moves the logits by {error:.1e}, not {bound:.0e}.")
     if not folded and known.folds:
         raise AssertionError(f"{name}: none of its folds exists in the model.")
 
@@ -143,13 +144,13 @@ def check_names(name: str) -> None:
     known = architecture(name)
     with tempfile.TemporaryDirectory() as folder:
         tiny(name).save_pretrained(folder)
-        with safe_open(Path(folder) / "model.safetensors", "pt") as file:  # type: ignore[no-untyped-call]
+        with safe_open(Path(folder) / "model.safetensors", "pt") as file:
             written = set(file.keys())
     for pattern, replacement in known.renames:
         written = {re.sub(pattern, replacement, n) for n in written}
     own = {n for n, _ in model_of(name).named_parameters()}
     if written != own:
-        raise AssertionError(f"{name}: in files only {sorted(written - own)[:4]}, in the model only {sorted(own - written)[:4]}.")
+        raise AssertionError(f"{name}: in files {sorted(written - own)[:4]}, in the model {sorted(own - written)[:4]}.")
 
 
 def check_discovery(name: str) -> None:

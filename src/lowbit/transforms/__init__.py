@@ -1,1 +1,1 @@
-"""transforms - weights and statistics -> other weights with the same function. Pure functions on tensors; fold.py applies them."""
+"""transforms - weights and scales -> other weights with the same function. Pure functions on torch tensors."""

@@ -1,13 +1,15 @@
 // linear.cu - y = x W.T for packed integers, one launch; see linear.py for the layout.
 //
-// One warp owns RT tiles of 16 rows and every WK-th chunk of 128 columns. Its weights come by cp.async into a ring of DEPTH
+// A warp owns RT tiles of 16 rows and every WK-th chunk of 128 columns. Its weights come by cp.async into a ring of DEPTH
 // stages of its own in shared memory, each lane copying what it will read, so the stream needs no barrier. A register pair
-// holds the operand of mma.m16n8k16 as it is: the bits are cut out by lop3 into halves "magic + u", and the zero is taken off
-// exactly. W is the left operand (16 rows), x the right one (8 tokens); columns are permuted alike in both.
-// Sums of one group are scaled in float32. WK warps add up in shared memory, SK blocks of a cluster through each other's.
+// holds the left operand of a product as it is: the bits are cut out by lop3 into halves "magic + u", and the zero is taken
+// off exactly. x is the right operand; it lies in shared memory in blocks of 64 columns, swizzled by 128 bytes.
+// WIDE 0: mma.m16n8k16 per warp. WIDE 1: wgmma.m64nNk16 of four warps (Hopper), their tiles one below the other.
+// Sums of one group are scaled in float32; SCALED 1: the weights are, rounded as decoding rounds them.
+// WK warps add up in shared memory, the blocks of a cluster (along y) through each other's.
 //
-// Compiled with: BITS 2|3|4|8, HALF 0 bfloat16 | 1 float16, GROUP units of 32 columns (0: a scale per row), ASYM,
-// NT tokens / 8, RT, WN warps over rows, WK warps over columns, DEPTH.
+// Compiled with: BITS 2|3|4|8, HALF 0 bfloat16 | 1 float16, GROUP units of 32 columns (0: a scale per row), ASYM, SCALED,
+// WIDE, NT tokens / 8, RT, WN warps over rows, WK warps over columns, DEPTH.
 
 typedef unsigned int u32;
 typedef unsigned short u16;
@@ -23,6 +25,9 @@ constexpr int TILE_BYTES = LOW_BYTES + HIGH_BYTES + META_BYTES;
 constexpr int STAGE = RT * TILE_BYTES;
 constexpr int ROWS = WN * RT * 16;                           // rows of one block
 constexpr int TOKENS = NT * 8;
+constexpr int THREADS = WN * WK * 32;
+constexpr int BLOCK = TOKENS * 128;                          // bytes of 64 columns of x
+static_assert(!WIDE || (RT == 1 && WN % 4 == 0), "four warps of one tile each make a wgmma");
 
 constexpr int BITS_OF_MAGIC = HALF ? 10 : 7;                 // bits below the hidden one
 constexpr u32 MAGIC = HALF ? 0x64006400u : 0x43004300u;
@@ -43,6 +48,16 @@ __device__ __forceinline__ void copy16(u32 to, const u8* from, u64 policy) {
 
 __device__ __forceinline__ void copy8(u32 to, const u8* from, u64 policy) {
     asm volatile("cp.async.ca.shared.global.L2::cache_hint [%0], [%1], 8, %2;" ::"r"(to), "l"(from), "l"(policy) : "memory");
+}
+
+__device__ __forceinline__ u32 mul2(u32 a, u32 b) {
+    u32 v;
+#if HALF
+    asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(v) : "r"(a), "r"(b));
+#else
+    asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(v) : "r"(a), "r"(b));
+#endif
+    return v;
 }
 
 __device__ __forceinline__ uint4 read16(u32 at) {
@@ -213,116 +228,204 @@ __device__ __forceinline__ void fetch(u32 stage, const u8* low, const u8* high, 
     }
 }
 
-// columns of `chunks` chunks of every token into shared memory; zeros beyond the last column
-template <bool ASYNC>
-__device__ __forceinline__ void load_x(u32 to, int stride, const u8* x, int tokens, int inputs, int chunk, int chunks) {
+// where 16 bytes of x lie in shared memory: block of 64 columns, token, eighth of the block
+__device__ __forceinline__ u32 x_place(int block, int token, int eighth) { return block * BLOCK + token * 128 + ((eighth ^ (token & 7)) << 4); }
+
+// `chunks` chunks of every token of this block into shared memory; zeros beyond the last column
+__device__ __forceinline__ void load_x(u32 to, const u8* x, int tokens, int inputs, int chunk, int chunks) {
     const int vectors = chunks * 16;
-    for (int i = threadIdx.x; i < tokens * vectors; i += WN * WK * 32) {
+    for (int i = threadIdx.x; i < tokens * vectors; i += THREADS) {
         const int token = i / vectors, v = i - token * vectors, column = chunk * 128 + v * 8;
-        const u32 at = to + token * stride + v * 16;
         const bool inside = column < inputs;
         const u8* from = inside ? x + ((size_t)token * inputs + column) * 2 : x;
-        if (ASYNC) {
-            asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(from), "r"(inside ? 16 : 0) : "memory");
-        } else {
-            const uint4 q = inside ? *(const uint4*)from : make_uint4(0, 0, 0, 0);
-            asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(at), "r"(q.x), "r"(q.y), "r"(q.z), "r"(q.w) : "memory");
-        }
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to + x_place(v / 8, token, v % 8)), "l"(from), "r"(inside ? 16 : 0) : "memory");
     }
 }
 
-template <int U>
-__device__ __forceinline__ void step(float (&part)[RT][NT][4], float (&total)[RT][NT][4], const Words (&w)[RT], Zero (&top)[RT],
-                                     Zero (&bottom)[RT], u32 meta, const u32 (&x_at)[NT], u32 x, int lane) {
-    if (GROUP ? ASYM && U % (GROUP ? GROUP : 1) == 0 : false) {
-#pragma unroll
-        for (int rt = 0; rt < RT; rt++) {
-            u32 z;
-            asm volatile("ld.shared.u32 %0, [%1];" : "=r"(z) : "r"(meta + rt * TILE_BYTES + (U / (GROUP ? GROUP : 1) * 8 + lane / 4) * META + 4) : "memory");
-            top[rt] = zero_of(z & 0xffff), bottom[rt] = zero_of(z >> 16);
-        }
+typedef float Sums[RT][NT][4];
+
+#if WIDE
+__device__ __forceinline__ u64 descriptor(u32 at) {          // 128-byte swizzle, groups of 8 tokens 1024 bytes apart
+    return (u64)((at & 0x3ffff) >> 4) | (u64)1 << 16 | (u64)64 << 32 | (u64)1 << 62;
+}
+
+#define D4(i) "+f"(d[i][0]), "+f"(d[i][1]), "+f"(d[i][2]), "+f"(d[i][3])
+#if HALF
+#define WGMMA(n) "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32.f16.f16 "
+#else
+#define WGMMA(n) "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32.bf16.bf16 "
+#endif
+// d (+)= a times 16 columns of x at `b`; more: add to d
+__device__ __forceinline__ void multiply_wide(float (&d)[NT][4], const u32* a, u64 b, int more) {
+#if NT == 1
+    asm volatile("{ .reg .pred p; setp.ne.b32 p, %9, 0; " WGMMA(8) "{%0,%1,%2,%3}, {%4,%5,%6,%7}, %8, p, 1, 1, 0; }"
+                 : D4(0) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(more));
+#elif NT == 2
+    asm volatile("{ .reg .pred p; setp.ne.b32 p, %13, 0; " WGMMA(16) "{%0,%1,%2,%3,%4,%5,%6,%7}, {%8,%9,%10,%11}, %12, p, 1, 1, 0; }"
+                 : D4(0), D4(1) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(more));
+#elif NT == 4
+    asm volatile("{ .reg .pred p; setp.ne.b32 p, %21, 0; " WGMMA(32)
+                 "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15}, {%16,%17,%18,%19}, %20, p, 1, 1, 0; }"
+                 : D4(0), D4(1), D4(2), D4(3) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(more));
+#elif NT == 8
+    asm volatile("{ .reg .pred p; setp.ne.b32 p, %37, 0; " WGMMA(64)
+                 "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,"
+                 "%30,%31}, {%32,%33,%34,%35}, %36, p, 1, 1, 0; }"
+                 : D4(0), D4(1), D4(2), D4(3), D4(4), D4(5), D4(6), D4(7)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(more));
+#elif NT == 16
+    asm volatile("{ .reg .pred p; setp.ne.b32 p, %69, 0; " WGMMA(128)
+                 "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,"
+                 "%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,"
+                 "%58,%59,%60,%61,%62,%63}, {%64,%65,%66,%67}, %68, p, 1, 1, 0; }"
+                 : D4(0), D4(1), D4(2), D4(3), D4(4), D4(5), D4(6), D4(7), D4(8), D4(9), D4(10), D4(11), D4(12), D4(13), D4(14), D4(15)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(more));
+#endif
+}
+#endif
+
+__device__ __forceinline__ u32 read4(u32 at) {
+    u32 v;
+    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(at) : "memory");
+    return v;
+}
+
+__device__ __forceinline__ u32 scale_pair(u32 bits) {         // a bfloat16 scale twice, in the type of x
+#if HALF
+    u16 h;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(__uint_as_float(bits << 16)));
+    return (u32)h * 0x00010001u;
+#else
+    return bits * 0x00010001u;
+#endif
+}
+
+// what the rows of a lane share in a group: zeros, and scales as float32 and, where weights are scaled, as pairs
+struct Group {
+    Zero top, bottom;
+    float upper, lower;
+    u32 upper2, lower2;
+    __device__ __forceinline__ void set(u32 scales, u32 zeros) {
+        upper = low_half(scales), lower = high_half(scales);
+        if (SCALED) upper2 = scale_pair(scales & 0xffff), lower2 = scale_pair(scales >> 16);
+        if (ASYM) top = zero_of(zeros & 0xffff), bottom = zero_of(zeros >> 16);
     }
-    uint4 b[NT];
+};
+
+__device__ __forceinline__ void add_scaled(Sums& total, Sums& part, const Group (&group)[RT]) {
 #pragma unroll
-    for (int nt = 0; nt < NT; nt++) b[nt] = read16(x_at[nt] + x + U * 64);
-#pragma unroll
-    for (int rt = 0; rt < RT; rt++) {
-        u32 a[8];
-        unit<U>(a, w[rt].low, w[rt].high, top[rt], bottom[rt]);
+    for (int rt = 0; rt < RT; rt++)
 #pragma unroll
         for (int nt = 0; nt < NT; nt++) {
-            multiply(part[rt][nt], a, b[nt].x, b[nt].y);
-            multiply(part[rt][nt], a + 4, b[nt].z, b[nt].w);
+            total[rt][nt][0] += part[rt][nt][0] * group[rt].upper, total[rt][nt][1] += part[rt][nt][1] * group[rt].upper;
+            total[rt][nt][2] += part[rt][nt][2] * group[rt].lower, total[rt][nt][3] += part[rt][nt][3] * group[rt].lower;
+            if (!WIDE) part[rt][nt][0] = part[rt][nt][1] = part[rt][nt][2] = part[rt][nt][3] = 0.f;
         }
-    }
-    if (GROUP ? (U + 1) % (GROUP ? GROUP : 1) == 0 : false) {
-#pragma unroll
-        for (int rt = 0; rt < RT; rt++) {
-            u32 s;
-            asm volatile("ld.shared.u32 %0, [%1];" : "=r"(s) : "r"(meta + rt * TILE_BYTES + (U / (GROUP ? GROUP : 1) * 8 + lane / 4) * META) : "memory");
-            const float upper = low_half(s), lower = high_half(s);
-#pragma unroll
-            for (int nt = 0; nt < NT; nt++) {
-                total[rt][nt][0] += part[rt][nt][0] * upper, total[rt][nt][1] += part[rt][nt][1] * upper;
-                total[rt][nt][2] += part[rt][nt][2] * lower, total[rt][nt][3] += part[rt][nt][3] * lower;
-                part[rt][nt][0] = part[rt][nt][1] = part[rt][nt][2] = part[rt][nt][3] = 0.f;
-            }
-        }
-    }
 }
 
-extern "C" __global__ void __launch_bounds__(WN* WK * 32) product(const u8* x, const u8* low, const u8* high, const u8* meta,
-                                                                  u16* y, int tokens, int rows, int inputs, int chunks, int span) {
-    extern __shared__ __align__(128) u8 shared[];
+// 32 columns: unit U of a chunk. `part` sums a group, or everything where there is no scale to apply to a group
+template <int U>
+__device__ __forceinline__ void step(Sums& part, Sums& total, const Words (&w)[RT], Group (&group)[RT], u32 meta, const u32 (&x_at)[NT],
+                                     u32 x, int lane, bool& begun) {
+    constexpr int units = GROUP ? GROUP : 1;
+    if (GROUP && U % units == 0) {
+#pragma unroll
+        for (int rt = 0; rt < RT; rt++) {
+            const u32 at = meta + rt * TILE_BYTES + (U / units * 8 + lane / 4) * META;
+            group[rt].set(read4(at), ASYM ? read4(at + 4) : 0);
+        }
+    }
+    u32 a[RT][8];
+#pragma unroll
+    for (int rt = 0; rt < RT; rt++) {
+        unit<U>(a[rt], w[rt].low, w[rt].high, group[rt].top, group[rt].bottom);
+        if (SCALED) {
+#pragma unroll
+            for (int j = 0; j < 8; j++) a[rt][j] = mul2(a[rt][j], j % 2 ? group[rt].lower2 : group[rt].upper2);
+        }
+    }
+    const u32 at = x + U / 2 * BLOCK;
+#if WIDE
+    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+    multiply_wide(part[0], a[0], descriptor(at + U % 2 * 64), begun && !(GROUP && !SCALED && U % units == 0));
+    multiply_wide(part[0], a[0] + 4, descriptor(at + U % 2 * 64 + 32), 1);
+    begun = true;
+    if (GROUP && !SCALED && (U + 1) % units == 0) {
+        asm volatile("wgmma.commit_group.sync.aligned;\nwgmma.wait_group.sync.aligned 0;" ::: "memory");
+        add_scaled(total, part, group);
+    } else if (U == 3) {
+        asm volatile("wgmma.commit_group.sync.aligned;\nwgmma.wait_group.sync.aligned 0;" ::: "memory");
+    }
+#else
+#pragma unroll
+    for (int nt = 0; nt < NT; nt++) {
+        u32 b[4];
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(b[0]), "=r"(b[1]), "=r"(b[2]), "=r"(b[3]) : "r"((x_at[nt] ^ (U % 2 * 64)) + at) : "memory");
+#pragma unroll
+        for (int rt = 0; rt < RT; rt++) {
+            multiply(part[rt][nt], a[rt], b[0], b[1]);
+            multiply(part[rt][nt], a[rt] + 4, b[2], b[3]);
+        }
+    }
+    if (GROUP && !SCALED && (U + 1) % units == 0) add_scaled(total, part, group);
+#endif
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS) product(const u8* x, const u8* low, const u8* high, const u8* meta, u16* y,
+                                                              int all_tokens, int rows, int inputs, int chunks, int span) {
+    extern __shared__ __align__(1024) u8 shared[];
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, wk = warp % WK, wn = warp / WK;
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, wk = warp / WN, wn = warp % WN;
     const int tiles = (rows + 15) / 16, tile = (blockIdx.x * WN + wn) * RT;
     const int slices = gridDim.y, per = (chunks + slices - 1) / slices, first = blockIdx.y * per;
     const int mine = max(0, min(per, chunks - first));               // chunks of this block
     const int steps = mine > wk ? (mine - wk + WK - 1) / WK : 0;     // of this warp: first + wk, first + wk + WK, ...
-    const u32 ring = address(shared) + warp * DEPTH * STAGE;
+    const int token = blockIdx.z * TOKENS, tokens = min(TOKENS, all_tokens - token);
+    const int buffers = span < per ? 2 : 1, buffer = span * 2 * BLOCK;
+    const u32 xs = address(shared), ring = xs + buffers * buffer + warp * DEPTH * STAGE;
     const u64 policy = streamed();
 #pragma unroll
     for (int d = 0; d < DEPTH - 1; d++) {
         if (d < steps) fetch(ring + d * STAGE, low, high, meta, tile, tiles, first + wk + d * WK, chunks, lane, policy);
         asm volatile("cp.async.commit_group;" ::: "memory");
     }
-    Zero top[RT], bottom[RT];
-    u32 row_scale[RT];
+    Group group[RT];
     if (GROUP == 0) {
 #pragma unroll
         for (int rt = 0; rt < RT; rt++) {
             const u32* m = (const u32*)(meta + ((size_t)min(tile + rt, tiles - 1) * 8 + lane / 4) * META);
-            row_scale[rt] = m[0];
-            if (ASYM) top[rt] = zero_of(m[1] & 0xffff), bottom[rt] = zero_of(m[1] >> 16);
+            group[rt].set(m[0], ASYM ? m[1] : 0);
         }
     }
 
     // x comes in spans of `span` chunks: the first at once, when the kernels that make x are done, each later one while
     // the one before it is used. A group of copies is complete DEPTH - 1 rounds after it was made: span / WK >= DEPTH - 1.
     asm volatile("griddepcontrol.wait;" ::: "memory");
-    const int stride = span * 256 + 64, buffer = tokens * stride;
-    const u32 xs = address(shared) + WN * WK * DEPTH * STAGE;
-    load_x<false>(xs, stride, x, tokens, inputs, first, min(span, mine));
+    x += (size_t)token * inputs * 2;
+    load_x(xs, x, tokens, inputs, first, min(span, mine));
+    asm volatile("cp.async.wait_all;\nfence.proxy.async.shared::cta;" ::: "memory");
     __syncthreads();
 
-    float part[RT][NT][4] = {}, total[RT][NT][4] = {};
+    Sums part = {}, total = {};
     u32 x_at[NT];                                                    // tokens beyond the last repeat it and are not written
 #pragma unroll
-    for (int nt = 0; nt < NT; nt++) x_at[nt] = xs + lane % 4 * 16 + min(nt * 8 + lane / 4, tokens - 1) * stride;
+    for (int nt = 0; nt < NT; nt++) x_at[nt] = x_place(0, min(nt * 8 + lane % 8, tokens - 1), lane / 8);
     const int rounds = (mine + WK - 1) / WK, per_span = span / WK;
     int place = 0, now = 0;                                          // round of the span, its buffer
+    bool begun = false;
 #pragma unroll 1
     for (int i = 0; i < rounds; i++) {
         asm volatile("cp.async.wait_group %0;" ::"n"(DEPTH - 2) : "memory");
         __syncwarp();
         if (place == per_span) {
+            asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
             __syncthreads();
             place = 0, now ^= 1;
         }
         if (place == 0) {
             const int start = (i + per_span) * WK;
-            if (start < mine) load_x<true>(xs + (now ^ 1) * buffer, stride, x, tokens, inputs, first + start, min(span, mine - start));
+            if (start < mine) load_x(xs + (now ^ 1) * buffer, x, tokens, inputs, first + start, min(span, mine - start));
         }
         const int next = i + DEPTH - 1;
         if (next < steps)
@@ -334,21 +437,21 @@ extern "C" __global__ void __launch_bounds__(WN* WK * 32) product(const u8* x, c
 #pragma unroll
             for (int rt = 0; rt < RT; rt++) w[rt] = read_words(stage + rt * TILE_BYTES, lane);
             const u32 metas = stage + LOW_BYTES + HIGH_BYTES;
-            const u32 at = now * buffer + (wk + place * WK) * 256;
-            step<0>(part, total, w, top, bottom, metas, x_at, at, lane);
-            step<1>(part, total, w, top, bottom, metas, x_at, at, lane);
-            step<2>(part, total, w, top, bottom, metas, x_at, at, lane);
-            step<3>(part, total, w, top, bottom, metas, x_at, at, lane);
+            const u32 at = xs + now * buffer + (wk + place * WK) * 2 * BLOCK;
+            step<0>(part, total, w, group, metas, x_at, at, lane, begun);
+            step<1>(part, total, w, group, metas, x_at, at, lane, begun);
+            step<2>(part, total, w, group, metas, x_at, at, lane, begun);
+            step<3>(part, total, w, group, metas, x_at, at, lane, begun);
         }
         place++;
     }
-    if (GROUP == 0) {
+    if (SCALED || GROUP == 0) {
 #pragma unroll
         for (int rt = 0; rt < RT; rt++)
 #pragma unroll
             for (int nt = 0; nt < NT; nt++)
 #pragma unroll
-                for (int j = 0; j < 4; j++) total[rt][nt][j] = part[rt][nt][j] * (j < 2 ? low_half(row_scale[rt]) : high_half(row_scale[rt]));
+                for (int j = 0; j < 4; j++) total[rt][nt][j] = part[rt][nt][j] * (SCALED ? 1.f : j < 2 ? group[rt].upper : group[rt].lower);
     }
 
     // sums of the warps, then of the blocks of the cluster, in order of index
@@ -360,13 +463,14 @@ extern "C" __global__ void __launch_bounds__(WN* WK * 32) product(const u8* x, c
         for (int nt = 0; nt < NT; nt++)
 #pragma unroll
             for (int j = 0; j < 4; j++) {
-                const int row = (wn * RT + rt) * 16 + lane / 4 + (j / 2) * 8, token = nt * 8 + lane % 4 * 2 + j % 2;
-                sums[(wk * TOKENS + token) * ROWS + row] = total[rt][nt][j];
+                const int row = (wn * RT + rt) * 16 + lane / 4 + (j / 2) * 8, column = nt * 8 + lane % 4 * 2 + j % 2;
+                sums[(wk * TOKENS + column) * ROWS + row] = total[rt][nt][j];
             }
     __syncthreads();
-    const int used = min(tokens, TOKENS) * ROWS;
+    const int used = tokens * ROWS;
+    y += (size_t)token * rows;
     if (slices == 1) {
-        for (int i = threadIdx.x; i < used; i += WN * WK * 32) {
+        for (int i = threadIdx.x; i < used; i += THREADS) {
             float v = 0.f;
 #pragma unroll
             for (int k = 0; k < WK; k++) v += sums[k * TOKENS * ROWS + i];
@@ -375,14 +479,15 @@ extern "C" __global__ void __launch_bounds__(WN* WK * 32) product(const u8* x, c
         }
         return;
     }
-    for (int i = threadIdx.x; i < used; i += WN * WK * 32) {
-        float v = 0.f;
+    if (WK > 1)
+        for (int i = threadIdx.x; i < used; i += THREADS) {
+            float v = 0.f;
 #pragma unroll
-        for (int k = 0; k < WK; k++) v += sums[k * TOKENS * ROWS + i];
-        sums[i] = v;
-    }
+            for (int k = 0; k < WK; k++) v += sums[k * TOKENS * ROWS + i];
+            sums[i] = v;
+        }
     asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
-    for (int i = blockIdx.y * WN * WK * 32 + threadIdx.x; i < used; i += slices * WN * WK * 32) {
+    for (int i = blockIdx.y * THREADS + threadIdx.x; i < used; i += slices * THREADS) {
         float v = 0.f;
         for (int k = 0; k < slices; k++) {
             u32 there;
@@ -397,38 +502,28 @@ extern "C" __global__ void __launch_bounds__(WN* WK * 32) product(const u8* x, c
     asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
+// 32 columns of a tile of the decoded matrix into shared memory, rows 272 bytes apart
 template <int U>
-__device__ __forceinline__ void write_unit(const Words& w, Zero& top, Zero& bottom, const u8* meta, u16* out, int row, int column, int rows,
-                                           int inputs, int lane) {
+__device__ __forceinline__ void decode_unit(u32 to, const Words& w, const u8* meta, int lane) {
     constexpr int g = U / (GROUP ? GROUP : 1);
     const u32* m = (const u32*)(meta + ((GROUP ? g * 8 : 0) + lane / 4) * META);
+    Zero top, bottom;
     if (ASYM) top = zero_of(m[1] & 0xffff), bottom = zero_of(m[1] >> 16);
     u32 a[8];
     unit<U>(a, w.low, w.high, top, bottom);
-    const float scale[2] = {low_half(m[0]), high_half(m[0])};
-    column += U * 32 + lane % 4 * 8;
-    if (column >= inputs) return;
+    const u32 scale[2] = {scale_pair(m[0] & 0xffff), scale_pair(m[0] >> 16)};
 #pragma unroll
-    for (int side = 0; side < 2; side++) {
-        u32 q[4];
-#pragma unroll
-        for (int j = 0; j < 4; j++) {
-            const u32 pair = a[2 * j + side];
-            float lo, hi;
-#if HALF
-            asm("{ .reg .b16 l, h; mov.b32 {l, h}, %2; cvt.f32.f16 %0, l; cvt.f32.f16 %1, h; }" : "=f"(lo), "=f"(hi) : "r"(pair));
-#else
-            lo = low_half(pair), hi = high_half(pair);
-#endif
-            q[j] = rounded2(lo * scale[side], hi * scale[side]);
-        }
-        if (row + side * 8 < rows) *(uint4*)(out + (size_t)(row + side * 8) * inputs + column) = make_uint4(q[0], q[1], q[2], q[3]);
+    for (int j = 0; j < 8; j++) {                            // step j / 4, columns + 8 for j % 4 / 2, rows + 8 for j % 2
+        const u32 at = to + (lane / 4 + j % 2 * 8) * 272 + (U * 32 + j / 4 * 16 + j % 4 / 2 * 8 + lane % 4 * 2) * 2;
+        asm volatile("st.shared.u32 [%0], %1;" ::"r"(at), "r"(mul2(a[j], scale[j % 2])) : "memory");
     }
 }
 
 // the decoded matrix: one warp per tile and chunk; grid (chunks / 4, tiles), 4 warps
 extern "C" __global__ void __launch_bounds__(128) matrix(const u8* low, const u8* high, const u8* meta, u16* out, int rows, int inputs, int chunks) {
+    __shared__ __align__(16) u8 tiles[4][16 * 272];
     const int lane = threadIdx.x % 32, chunk = blockIdx.x * 4 + threadIdx.x / 32, tile = blockIdx.y;
+    asm volatile("griddepcontrol.launch_dependents;\ngriddepcontrol.wait;" ::: "memory");
     if (chunk >= chunks) return;
     const size_t at = (size_t)tile * chunks + chunk;
     Words w;
@@ -442,10 +537,16 @@ extern "C" __global__ void __launch_bounds__(128) matrix(const u8* low, const u8
         w.high[0] = q.x, w.high[BITS == 3] = q.y;
     }
     const u8* m = meta + (GROUP ? at * META_BYTES : (size_t)tile * 8 * META);
-    Zero top, bottom;
-    const int row = tile * 16 + lane / 4, column = chunk * 128;
-    write_unit<0>(w, top, bottom, m, out, row, column, rows, inputs, lane);
-    write_unit<1>(w, top, bottom, m, out, row, column, rows, inputs, lane);
-    write_unit<2>(w, top, bottom, m, out, row, column, rows, inputs, lane);
-    write_unit<3>(w, top, bottom, m, out, row, column, rows, inputs, lane);
+    const u32 to = address(tiles[threadIdx.x / 32]);
+    decode_unit<0>(to, w, m, lane);
+    decode_unit<1>(to, w, m, lane);
+    decode_unit<2>(to, w, m, lane);
+    decode_unit<3>(to, w, m, lane);
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        const int row = i * 2 + lane / 16, column = chunk * 128 + lane % 16 * 8;
+        const uint4 q = read16(to + row * 272 + lane % 16 * 16);
+        if (tile * 16 + row < rows && column < inputs) *(uint4*)(out + (size_t)(tile * 16 + row) * inputs + column) = q;
+    }
 }
