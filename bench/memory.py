@@ -32,14 +32,15 @@ def write(folder: Path, tokenizer: Path) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     config = LlamaConfig(**SHAPE, dtype="bfloat16", architectures=["LlamaForCausalLM"])
     config.save_pretrained(folder)
-    for file in tokenizer.glob("tokenizer*"):
-        (folder / file.name).write_bytes(file.read_bytes())
+    for path in tokenizer.glob("tokenizer*"):
+        (folder / path.name).write_bytes(path.read_bytes())
     with torch.device("meta"):
         shapes = {n: tuple(p.shape) for n, p in LlamaForCausalLM(config).named_parameters()}
     groups: dict[str, list[str]] = {}
     for name in shapes:
         groups.setdefault(name.split(".")[2] if ".layers." in name else "outside", []).append(name)
-    index, total = {}, 0
+    index: dict[str, str] = {}
+    total = 0
     for number, names in enumerate(groups.values(), 1):
         file = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
         tensors = {n: torch.randn(shapes[n], dtype=torch.float32).mul_(0.02).bfloat16() if len(shapes[n]) > 1

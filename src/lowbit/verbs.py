@@ -14,7 +14,8 @@ from typing import Any
 
 from lowbit.core.chain import Chain, Link
 from lowbit.pipeline.progress import Progress, Silent
-from lowbit.pipeline.quantize import Request, Result, run
+from lowbit.pipeline.quantize import run
+from lowbit.pipeline.request import Request, Result
 
 
 def quantize(model: str, recipe: "str | Link | Chain" = "balanced", out: str | None = None, *, calibration: str = "bundled",

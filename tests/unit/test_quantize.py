@@ -14,6 +14,7 @@ import lowbit
 from lowbit.core.errors import CalibrationError, CapacityError, CheckpointError, RequestError
 from lowbit.pipeline import blocks
 from lowbit.pipeline import quantize as running
+from lowbit.pipeline.writer import Writer
 from lowbit.pipeline.progress import Silent
 
 SMALL: dict[str, Any] = {"samples": 4, "length": 64}
@@ -72,18 +73,17 @@ def test_resume_gives_the_same_bytes(tiny_llama: Path, tmp_path: Path, recipe: s
     assert not (tmp_path / "killed.partial").exists()
 
 
-@pytest.mark.parametrize("moment", ["join", "check", "describe"])
+@pytest.mark.parametrize("moment", ["join", "complete", "describe"])
 def test_a_kill_after_the_last_block_is_mended_too(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
     lowbit.quantize(str(tiny_llama), "rtn(int4-g128)", str(tmp_path / "whole"))
     with monkeypatch.context() as patch:
-        real = getattr(running.Run, moment)
+        real = getattr(Writer, moment)
 
-        def dies(self: running.Run, *arguments: Any) -> None:
-            if moment != "check":
-                real(self, *arguments)
+        def dies(self: Writer, *arguments: Any) -> None:
+            real(self, *arguments)
             raise Killed
 
-        patch.setattr(running.Run, moment, dies)
+        patch.setattr(Writer, moment, dies)
         with pytest.raises(Killed):
             lowbit.quantize(str(tiny_llama), "rtn(int4-g128)", str(tmp_path / "killed"))
     lowbit.quantize(str(tiny_llama), "rtn(int4-g128)", str(tmp_path / "killed"))

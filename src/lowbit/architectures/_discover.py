@@ -1,6 +1,6 @@
 """_discover - the map of a model without a file on the shelf, from its module tree and a trial forward of one block.
 
-Idea   The decoder blocks are the ModuleList of equal modules that holds most of the weights in linears. Which linears share
+Idea   The decoder blocks are the ModuleList that holds most of the weights in linears and fused experts. Which linears share
        an input, and in which order they run, a forward shows: linears that are given the same memory belong to one stage.
 Traps  Folds cannot be seen from a tree: methods that need them must end with an error. Two views of one tensor are one input;
        the same memory after a change in place is another. A linear that looks like a router is kept.
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lowbit.architectures import Architecture
 from lowbit.core.errors import ArchitectureError
 
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
 ROUTERS = ("gate", "router", "shared_expert_gate")
 
 
@@ -35,44 +36,47 @@ def discover(model: Any, model_type: str = "") -> Architecture:
     """The map of `model` (parameters may be on meta): blocks, embedding, head, final norm, routers. No stages, no folds."""
     blocks = _blocks(model)
     if not blocks:
-        raise ArchitectureError(f"model_type '{model_type}': {type(model).__name__} has no list of equal layers that hold "
+        raise ArchitectureError(f"model_type '{model_type}': {type(model).__name__} has no list of layers that hold "
                                 "nn.Linear. Add a file to lowbit/architectures.")
     names = {id(module): name for name, module in model.named_modules()}
-    parent = model.get_submodule(blocks.rpartition(".")[0])
-    norms = [n for n, m in parent.named_children() if "norm" in n.lower() or n.lower().startswith("ln")]
-    block = model.get_submodule(blocks)[0]
-    experts = _experts(block, f"model_type '{model_type}'")
-    kept = [n for n, m in block.named_modules() if isinstance(m, nn.Linear) and n.rpartition(".")[2] in ROUTERS]
+    outside = blocks.rpartition(".")[0]
+    norms = [n for n, _ in model.get_submodule(outside).named_children() if "norm" in n.lower() or n.lower().startswith("ln")]
+    layers = list(model.get_submodule(blocks))
+    linears = [n for layer in layers for n, m in layer.named_modules() if isinstance(m, nn.Linear)]
+    kept = [n for n in linears if n.rpartition(".")[2] in ROUTERS]
     return Architecture(
         blocks=blocks,
         embed=names.get(id(model.get_input_embeddings()), ""),
-        norm=f"{blocks.rpartition('.')[0]}.{norms[-1]}".lstrip(".") if norms else "",
+        norm=f"{outside}.{norms[-1]}".lstrip(".") if norms else "",
         head=names.get(id(model.get_output_embeddings()), ""),
-        keep=tuple((name, "by its name a router") for name in kept),
-        experts=experts,
+        keep=tuple((name, "by its name a router") for name in dict.fromkeys(kept)),
+        experts=_experts(layers, f"model_type '{model_type}'"),
         notes=f"Found from the module tree of {type(model).__name__}; no folds are known.",
     )
 
 
 def _blocks(model: nn.Module) -> str:
-    """Name of the ModuleList of equal modules with most weights in linears and fused experts; "" when there is none."""
+    """Name of the ModuleList with most weights in linears and fused experts; "" when none holds linears."""
     best, name = 0, ""
     for candidate, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len({type(m) for m in module}) == 1:
+        if isinstance(module, nn.ModuleList) and not any(isinstance(m, nn.Linear) for m in module):
             linears = sum(m.weight.numel() for m in module.modules() if isinstance(m, nn.Linear))
             if linears and (weights := linears + sum(p.numel() for p in module.parameters() if p.dim() == 3)) > best:
                 best, name = weights, candidate
     return name
 
 
-def _experts(block: nn.Module, who: str) -> str:
+def _experts(layers: list[nn.Module], who: str) -> str:
     """Name of the module of fused experts in a block, "" for none. Raises ArchitectureError for other 3-D weights."""
-    fused = {name.rpartition(".")[0]: tuple(p.shape) for name, p in block.named_parameters() if p.dim() == 3}
-    for name, shape in fused.items():
-        module = block.get_submodule(name)
-        if len(fused) > 1 or not (hasattr(module, "gate_up_proj") and hasattr(module, "down_proj")):
-            raise ArchitectureError(f"{who}: {name} holds 3-D weights {shape} that lowbit cannot take apart. "
-                                    "Add a file to lowbit/architectures.")
+    fused = {
+        name: tuple(p.shape) for layer in layers for name, m in layer.named_modules() if not isinstance(m, CONVOLUTIONS)
+        for p in m.parameters(recurse=False) if p.dim() == 3
+    }
+    usual = {n for layer in layers for n, m in layer.named_modules() if hasattr(m, "gate_up_proj") and hasattr(m, "down_proj")}
+    odd = sorted(set(fused) - usual) or sorted(fused)[1:]
+    if odd:
+        raise ArchitectureError(f"{who}: {odd[0]} holds 3-D weights {fused[odd[0]]} that lowbit cannot take apart. "
+                                "Add a file to lowbit/architectures.")
     return next(iter(fused), "")
 
 

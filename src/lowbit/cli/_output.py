@@ -1,7 +1,7 @@
 """_output - results to stdout, everything else to stderr.
 
-While an Output is open, file descriptor 1 leads to stderr: whatever a library prints, from Python or from C, cannot reach the
-result. What the command has to say goes through the Output, which keeps the real stdout.
+While an Output is open, sys.stdout and file descriptor 1 lead to stderr: whatever a library prints, from Python or from C,
+cannot reach the result. What the command has to say goes through the Output, which keeps the real stdout.
 """
 
 import contextlib
@@ -24,22 +24,23 @@ class Output(contextlib.AbstractContextManager["Output"]):
 
     def __enter__(self) -> "Output":
         sys.stdout.flush()
-        self._kept = os.dup(1)
+        self.stream: IO[str] = os.fdopen(os.dup(1), "w", encoding="utf-8")
         os.dup2(2, 1)
-        self.stream: IO[str] = os.fdopen(os.dup(self._kept), "w", encoding="utf-8")
+        self._python = contextlib.redirect_stdout(sys.stderr)
+        self._python.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        sys.stdout.flush()
-        os.dup2(self._kept, 1)
-        os.close(self._kept)
+        self._python.__exit__(None, None, None)
+        os.dup2(self.stream.fileno(), 1)
         self.stream.close()
 
     def console(self) -> "Console":
-        """A rich console on the real stdout; as wide as a table needs where there is no terminal."""
+        """A rich console on the real stdout; wide where there is no terminal."""
         from rich.console import Console
 
-        return Console(file=self.stream, width=None if self.stream.isatty() else 160, highlight=False, soft_wrap=False)
+        return Console(file=self.stream, width=None if self.stream.isatty() else 160,
+                       highlight=False, markup=False, emoji=False)
 
     def say(self, text: str, end: str = "\n") -> None:
         """Text for a reader, at once; nothing when an object is wanted."""

@@ -25,7 +25,7 @@ def command(
     """Quantize a model by several recipes and measure them side by side; writes a table, pictures and a page.
 
     \b
-    lowbit compare models/lowbit-tiny "rtn(int4-g128)" "gptq(int4-g128)" "gptq(int3-g128-asym)" --windows 8
+    lowbit compare models/lowbit-tiny "rtn(int4-g128)" "gptq(int4-g128)" --windows 8
 
     Recipes that the folder already holds are not made again.
     """

@@ -22,7 +22,7 @@ def command(
 
     \b
     lowbit evaluate small --against models/lowbit-tiny
-    lowbit evaluate small --against models/lowbit-tiny --text books.txt --text pydoc --windows 16
+    lowbit evaluate small --against models/lowbit-tiny --text books.txt --text pydoc
     """
     with Output(json) as output:
         result = verbs().evaluate(model, against, text, windows, length=length, device=device)

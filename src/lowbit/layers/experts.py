@@ -11,6 +11,7 @@ Traps     Loops over nn.Linear do not see fused experts and skip nine tenths of 
           Other arrangements (GPT-OSS: transposed, interleaved, biases) are refused, not guessed.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from lowbit.core.errors import ArchitectureError
+
+ARGUMENTS = "hidden_states, top_k_index, top_k_weights"
 
 
 class Announce(nn.Module):
@@ -93,14 +96,18 @@ def take_apart(module: nn.Module) -> Experts:
     return experts.train(module.training)
 
 
-def _unusual(module: nn.Module) -> list[str]:
+def _unusual(module: Any) -> list[str]:
     """What sets a module of experts apart from the form that is known; empty for the known one."""
-    weights = {name: p.dim() for name, p in module.named_parameters()}
-    found = [f"no 3-D {name}" for name in ("gate_up_proj", "down_proj") if weights.pop(name, 0) != 3]
-    found += [f"a parameter {name}" for name in weights]
+    weights = {name: tuple(p.shape) for name, p in module.named_parameters()}
+    up, down = weights.pop("gate_up_proj", ()), weights.pop("down_proj", ())
+    found = [f"a parameter {name}" for name in weights]
+    if len(up) != 3 or down != (up[0], up[2], up[1] // 2):
+        found.append(f"gate_up_proj {list(up)} and down_proj {list(down)} are not [E, 2I, H] and [E, H, I]")
     found += [flag for flag in ("has_bias", "is_transposed", "has_post_expert_norm") if getattr(module, flag, False)]
     found += [f"not {flag}" for flag in ("is_concatenated", "has_gate") if not getattr(module, flag, True)]
-    return found if hasattr(module, "act_fn") else [*found, "no act_fn"]
+    found += [] if hasattr(module, "act_fn") else ["no act_fn"]
+    arguments = ", ".join(inspect.signature(module.forward).parameters)
+    return found if arguments == ARGUMENTS else [*found, f"called with ({arguments})"]
 
 
 def _fill(expert: Any, gate: Tensor, up: Tensor, down: Tensor) -> None:

@@ -9,7 +9,6 @@ Declarations (act, kv, budget) have none: they set formats in the plan. A field 
 to; in a transform it is the format that it prepares for.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ from lowbit.formats import Format, Quantized
 from lowbit.statistics import Stats
 
 shelf = Shelf(__name__, "method")
+FIELDS = "__dataclass_fields__"
 
 
 class Method(Link):
@@ -90,8 +90,7 @@ def get(name: str) -> type[Method]:
     """The class of the method called `name`. Raises RequestError with the nearest names."""
     module = shelf.get(name)
     for value in vars(module).values():
-        own = isinstance(value, type) and value.__module__ == module.__name__
-        if own and issubclass(value, Method) and dataclasses.is_dataclass(value):
+        if isinstance(value, type) and issubclass(value, Method) and value.__module__ == module.__name__ and hasattr(value, FIELDS):
             return value
     raise RecipeError(f"The file of method '{name}' holds no dataclass derived from Method. Add one.")
 

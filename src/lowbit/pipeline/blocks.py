@@ -185,19 +185,18 @@ def _solve(job: Job, names: Sequence[str], stats: dict[str, Stats], done: Done) 
             start = time.perf_counter()
             linear = job.module.get_submodule(name)
             target = job.targets[name]
-            weight: Tensor = linear.weight.data  # type: ignore[assignment,union-attr]
+            weight: Tensor = linear.weight.data  # type: ignore[assignment]
             quantized = target.solver.solve(weight, stats.get(key, whole), target.format)
             linear.weight = nn.Parameter(quantized.decode().to(weight.dtype), requires_grad=False)
             done.quantized[name] = quantized
-            seconds = time.perf_counter() - start
-            done.rows.append(row := {
-                "name": f"{job.prefix}.{name}", "format": str(target.format), "seconds": round(seconds, 3),
-                "bits": target.format.bits_per_weight(tuple(weight.shape)), "tokens": stats.get(key, whole).tokens, **quantized.report,
+            full, error = f"{job.prefix}.{name}", quantized.report.get("error")
+            done.rows.append({
+                "name": full, "format": str(target.format), "bits": target.format.bits_per_weight(quantized.shape),
+                "tokens": stats.get(key, whole).tokens, **quantized.report,
             })
             if "fallback" in quantized.report:
-                job.progress.say(f"{row['name']}: {quantized.report['fallback']}")
-            error = quantized.report.get("error")
-            job.progress.layer(row["name"], error if isinstance(error, float) else None, seconds)
+                job.progress.say(f"{full}: {quantized.report['fallback']}")
+            job.progress.layer(full, error if isinstance(error, float) else None, time.perf_counter() - start)
 
 
 def _settle(job: Job) -> None:

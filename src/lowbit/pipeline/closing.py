@@ -26,18 +26,17 @@ WINDOWS = 4
 
 def written_block(source: Source, stored: checkpoints.Stored, index: int, device: torch.device) -> nn.Module:
     """Block `index` of a written folder with its weights decoded to float32."""
-    prefix = f"{source.architecture.blocks}.{index}"
 
     def get(name: str) -> Tensor:
         module = name.removesuffix(".weight")
         return stored.quantized(module).decode() if module in stored.formats and name.endswith(".weight") else stored.tensor(name)
 
-    return blocks.load(source.blocks[index], prefix, get, device, torch.float32)
+    return blocks.load(source.blocks[index], source.prefix(index), get, device, torch.float32)
 
 
 def original_block(source: Source, index: int, device: torch.device) -> nn.Module:
     """Block `index` of the original in float32."""
-    return blocks.load(source.blocks[index], f"{source.architecture.blocks}.{index}", source.stored.tensor, device, torch.float32)
+    return blocks.load(source.blocks[index], source.prefix(index), source.stored.tensor, device, torch.float32)
 
 
 def measure(source: Source, folder: Folder, tokens: Tensor, device: torch.device, progress: Progress) -> dict[str, Any]:

@@ -81,9 +81,22 @@ class Source:
     @property
     def blocks(self) -> nn.ModuleList:
         """The decoder layers of the skeleton."""
-        found = self.skeleton.get_submodule(self.architecture.blocks)
-        assert isinstance(found, nn.ModuleList)
+        found: nn.ModuleList = self.skeleton.get_submodule(self.architecture.blocks)  # type: ignore[assignment]
         return found
+
+    @property
+    def text_config(self) -> Any:
+        """The configuration of the language model (of wrappers with an eye, the part that is one)."""
+        return self.config.get_text_config()
+
+    @property
+    def context(self) -> int:
+        """Tokens that the model's context holds."""
+        return int(getattr(self.text_config, "max_position_embeddings", None) or 1 << 30)
+
+    def prefix(self, index: int) -> str:
+        """Full name of block `index`."""
+        return f"{self.architecture.blocks}.{index}"
 
     @cached_property
     def dtype(self) -> torch.dtype:

@@ -81,7 +81,8 @@ def _loading(told: Mapping[str, Any]) -> str:
     needs = "With transformers and the package compressed-tensors:" if plain else "With transformers and lowbit:"
     engine = "With vLLM:" if plain else "With vLLM, where lowbit is installed too:"
     return "\n".join([
-        "## Use", "", f"PATH is this folder, or its name on the Hub. {needs}", "", *code, "", engine, "", "    vllm serve PATH", "",
+        "## Use", "", f"PATH is this folder, or its name on the Hub. {needs}", "", *code, "",
+        engine, "", "    vllm serve PATH", "",
         "On the command line:", "", '    lowbit generate PATH "Once upon a time"', "",
     ])
 

@@ -77,13 +77,13 @@ class Kernel:
             _checked(self._driver.cuFuncSetAttribute(self._function, attribute, size), f"{self._name} with {size} bytes")
             self._shared = size
 
-    def launch(self, grid: tuple[int, int], threads: int, arguments: tuple[int, ...], shared: int = 0, cluster: int = 1, overlap: bool = False) -> None:
-        """Run on torch's current stream. arguments: addresses (64 bits) and, from the first one below 2**31 on, 32-bit integers
-        as `Pointer` and int; cluster: blocks along y that see each other's shared memory."""
+    def launch(self, grid: tuple[int, int, int], threads: int, arguments: tuple[int, ...], shared: int = 0, cluster: int = 1, overlap: bool = False) -> None:
+        """Run on torch's current stream. arguments: `Pointer`s and 32-bit integers, in the order of the .cu file; cluster: blocks
+        along y that see each other's shared memory; overlap: may start before the kernel before it has ended."""
         driver = self._driver
         self.allow_shared(shared)
         config = driver.CUlaunchConfig()
-        config.gridDimX, config.gridDimY, config.gridDimZ = *grid, 1
+        config.gridDimX, config.gridDimY, config.gridDimZ = grid
         config.blockDimX, config.blockDimY, config.blockDimZ = threads, 1, 1
         config.sharedMemBytes = shared
         config.hStream = torch.cuda.current_stream().cuda_stream

@@ -26,7 +26,7 @@ constexpr int STAGE = RT * TILE_BYTES;
 constexpr int ROWS = WN * RT * 16;                           // rows of one block
 constexpr int TOKENS = NT * 8;
 constexpr int THREADS = WN * WK * 32;
-constexpr int BLOCK = TOKENS * 128;                          // bytes of 64 columns of x
+constexpr int LINE = ROWS + 4;                               // floats from token to token among the sums: no bank conflicts
 static_assert(!WIDE || (RT == 1 && WN % 4 == 0), "four warps of one tile each make a wgmma");
 
 constexpr int BITS_OF_MAGIC = HALF ? 10 : 7;                 // bits below the hidden one
@@ -194,8 +194,6 @@ __device__ __forceinline__ u16 rounded(float v) {
     return h;
 }
 
-__device__ __forceinline__ u32 rounded2(float low, float high) { return (u32)rounded(low) | (u32)rounded(high) << 16; }
-
 struct Words {
     u32 low[2 * LOW];
     u32 high[BITS == 3 ? 2 : 1];
@@ -228,17 +226,27 @@ __device__ __forceinline__ void fetch(u32 stage, const u8* low, const u8* high, 
     }
 }
 
-// where 16 bytes of x lie in shared memory: block of 64 columns, token, eighth of the block
-__device__ __forceinline__ u32 x_place(int block, int token, int eighth) { return block * BLOCK + token * 128 + ((eighth ^ (token & 7)) << 4); }
+// where 16 bytes of x lie in shared memory: block of 64 columns (`block` bytes each), token, eighth of the block
+__device__ __forceinline__ u32 x_place(int index, int block, int token, int eighth) { return index * block + token * 128 + ((eighth ^ (token & 7)) << 4); }
 
-// `chunks` chunks of every token of this block into shared memory; zeros beyond the last column
-__device__ __forceinline__ void load_x(u32 to, const u8* x, int tokens, int inputs, int chunk, int chunks) {
-    const int vectors = chunks * 16;
-    for (int i = threadIdx.x; i < tokens * vectors; i += THREADS) {
-        const int token = i / vectors, v = i - token * vectors, column = chunk * 128 + v * 8;
-        const bool inside = column < inputs;
-        const u8* from = inside ? x + ((size_t)token * inputs + column) * 2 : x;
-        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to + x_place(v / 8, token, v % 8)), "l"(from), "r"(inside ? 16 : 0) : "memory");
+__device__ __forceinline__ void copy_x(u32 to, int block, const u8* x, int inputs, int chunk, int token, int v) {
+    const int column = chunk * 128 + v * 8;
+    const bool inside = column < inputs;                     // zeros beyond the last column
+    const u8* from = inside ? x + ((size_t)token * inputs + column) * 2 : x;
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to + x_place(v / 8, block, token, v % 8)), "l"(from), "r"(inside ? 16 : 0) : "memory");
+}
+
+// `chunks` chunks from `chunk` on of every token of this block into shared memory
+__device__ __forceinline__ void load_x(u32 to, int block, const u8* x, int tokens, int inputs, int chunk, int chunks) {
+    if (NT == 1) {
+        for (int i = threadIdx.x; i < tokens * chunks * 16; i += THREADS) {
+            const int token = tokens == 1 ? 0 : i / (chunks * 16);
+            copy_x(to, block, x, inputs, chunk, token, i - token * chunks * 16);
+        }
+    } else {
+        for (int token = threadIdx.x / 16; token < tokens; token += THREADS / 16)
+#pragma unroll 4
+            for (int c = 0; c < chunks; c++) copy_x(to, block, x, inputs, chunk, token, c * 16 + threadIdx.x % 16);
     }
 }
 
@@ -326,7 +334,7 @@ __device__ __forceinline__ void add_scaled(Sums& total, Sums& part, const Group 
 // 32 columns: unit U of a chunk. `part` sums a group, or everything where there is no scale to apply to a group
 template <int U>
 __device__ __forceinline__ void step(Sums& part, Sums& total, const Words (&w)[RT], Group (&group)[RT], u32 meta, const u32 (&x_at)[NT],
-                                     u32 x, int lane, bool& begun) {
+                                     u32 x, int block, int lane) {
     constexpr int units = GROUP ? GROUP : 1;
     if (GROUP && U % units == 0) {
 #pragma unroll
@@ -344,12 +352,11 @@ __device__ __forceinline__ void step(Sums& part, Sums& total, const Words (&w)[R
             for (int j = 0; j < 8; j++) a[rt][j] = mul2(a[rt][j], j % 2 ? group[rt].lower2 : group[rt].upper2);
         }
     }
-    const u32 at = x + U / 2 * BLOCK;
+    const u32 at = x + U / 2 * block;
 #if WIDE
     asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
-    multiply_wide(part[0], a[0], descriptor(at + U % 2 * 64), begun && !(GROUP && !SCALED && U % units == 0));
+    multiply_wide(part[0], a[0], descriptor(at + U % 2 * 64), !(GROUP && !SCALED && U % units == 0));
     multiply_wide(part[0], a[0] + 4, descriptor(at + U % 2 * 64 + 32), 1);
-    begun = true;
     if (GROUP && !SCALED && (U + 1) % units == 0) {
         asm volatile("wgmma.commit_group.sync.aligned;\nwgmma.wait_group.sync.aligned 0;" ::: "memory");
         add_scaled(total, part, group);
@@ -372,6 +379,13 @@ __device__ __forceinline__ void step(Sums& part, Sums& total, const Words (&w)[R
 #endif
 }
 
+__device__ __forceinline__ float sum_of_warps(const float* at) {
+    float v = 0.f;
+#pragma unroll
+    for (int k = 0; k < WK; k++) v += at[k * TOKENS * LINE];
+    return v;
+}
+
 extern "C" __global__ void __launch_bounds__(THREADS) product(const u8* x, const u8* low, const u8* high, const u8* meta, u16* y,
                                                               int all_tokens, int rows, int inputs, int chunks, int span) {
     extern __shared__ __align__(1024) u8 shared[];
@@ -382,7 +396,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) product(const u8* x, const
     const int mine = max(0, min(per, chunks - first));               // chunks of this block
     const int steps = mine > wk ? (mine - wk + WK - 1) / WK : 0;     // of this warp: first + wk, first + wk + WK, ...
     const int token = blockIdx.z * TOKENS, tokens = min(TOKENS, all_tokens - token);
-    const int buffers = span < per ? 2 : 1, buffer = span * 2 * BLOCK;
+    const int block = (WIDE ? TOKENS : tokens) * 128;                // bytes of 64 columns of x
+    const int buffers = span < per ? 2 : 1, buffer = span * 2 * block;
     const u32 xs = address(shared), ring = xs + buffers * buffer + warp * DEPTH * STAGE;
     const u64 policy = streamed();
 #pragma unroll
@@ -403,17 +418,16 @@ extern "C" __global__ void __launch_bounds__(THREADS) product(const u8* x, const
     // the one before it is used. A group of copies is complete DEPTH - 1 rounds after it was made: span / WK >= DEPTH - 1.
     asm volatile("griddepcontrol.wait;" ::: "memory");
     x += (size_t)token * inputs * 2;
-    load_x(xs, x, tokens, inputs, first, min(span, mine));
+    load_x(xs, block, x, tokens, inputs, first, min(span, mine));
     asm volatile("cp.async.wait_all;\nfence.proxy.async.shared::cta;" ::: "memory");
     __syncthreads();
 
     Sums part = {}, total = {};
     u32 x_at[NT];                                                    // tokens beyond the last repeat it and are not written
 #pragma unroll
-    for (int nt = 0; nt < NT; nt++) x_at[nt] = x_place(0, min(nt * 8 + lane % 8, tokens - 1), lane / 8);
+    for (int nt = 0; nt < NT; nt++) x_at[nt] = x_place(0, block, min(nt * 8 + lane % 8, tokens - 1), lane / 8);
     const int rounds = (mine + WK - 1) / WK, per_span = span / WK;
     int place = 0, now = 0;                                          // round of the span, its buffer
-    bool begun = false;
 #pragma unroll 1
     for (int i = 0; i < rounds; i++) {
         asm volatile("cp.async.wait_group %0;" ::"n"(DEPTH - 2) : "memory");
@@ -425,7 +439,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) product(const u8* x, const
         }
         if (place == 0) {
             const int start = (i + per_span) * WK;
-            if (start < mine) load_x(xs + (now ^ 1) * buffer, x, tokens, inputs, first + start, min(span, mine - start));
+            if (start < mine) load_x(xs + (now ^ 1) * buffer, block, x, tokens, inputs, first + start, min(span, mine - start));
         }
         const int next = i + DEPTH - 1;
         if (next < steps)
@@ -437,11 +451,11 @@ extern "C" __global__ void __launch_bounds__(THREADS) product(const u8* x, const
 #pragma unroll
             for (int rt = 0; rt < RT; rt++) w[rt] = read_words(stage + rt * TILE_BYTES, lane);
             const u32 metas = stage + LOW_BYTES + HIGH_BYTES;
-            const u32 at = xs + now * buffer + (wk + place * WK) * 2 * BLOCK;
-            step<0>(part, total, w, group, metas, x_at, at, lane, begun);
-            step<1>(part, total, w, group, metas, x_at, at, lane, begun);
-            step<2>(part, total, w, group, metas, x_at, at, lane, begun);
-            step<3>(part, total, w, group, metas, x_at, at, lane, begun);
+            const u32 at = xs + now * buffer + (wk + place * WK) * 2 * block;
+            step<0>(part, total, w, group, metas, x_at, at, block, lane);
+            step<1>(part, total, w, group, metas, x_at, at, block, lane);
+            step<2>(part, total, w, group, metas, x_at, at, block, lane);
+            step<3>(part, total, w, group, metas, x_at, at, block, lane);
         }
         place++;
     }
@@ -464,40 +478,36 @@ extern "C" __global__ void __launch_bounds__(THREADS) product(const u8* x, const
 #pragma unroll
             for (int j = 0; j < 4; j++) {
                 const int row = (wn * RT + rt) * 16 + lane / 4 + (j / 2) * 8, column = nt * 8 + lane % 4 * 2 + j % 2;
-                sums[(wk * TOKENS + column) * ROWS + row] = total[rt][nt][j];
+                sums[(wk * TOKENS + column) * LINE + row] = total[rt][nt][j];
             }
     __syncthreads();
-    const int used = tokens * ROWS;
     y += (size_t)token * rows;
+    const int used = tokens * ROWS;
     if (slices == 1) {
         for (int i = threadIdx.x; i < used; i += THREADS) {
-            float v = 0.f;
-#pragma unroll
-            for (int k = 0; k < WK; k++) v += sums[k * TOKENS * ROWS + i];
-            const int row = blockIdx.x * ROWS + i % ROWS;
-            if (row < rows) y[(size_t)(i / ROWS) * rows + row] = rounded(v);
+            const int column = i / ROWS, row = i % ROWS;
+            const float v = sum_of_warps(sums + column * LINE + row);
+            if (blockIdx.x * ROWS + row < rows) y[(size_t)column * rows + blockIdx.x * ROWS + row] = rounded(v);
         }
         return;
     }
     if (WK > 1)
         for (int i = threadIdx.x; i < used; i += THREADS) {
-            float v = 0.f;
-#pragma unroll
-            for (int k = 0; k < WK; k++) v += sums[k * TOKENS * ROWS + i];
-            sums[i] = v;
+            float* at = sums + i / ROWS * LINE + i % ROWS;
+            *at = sum_of_warps(at);
         }
     asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
     for (int i = blockIdx.y * THREADS + threadIdx.x; i < used; i += slices * THREADS) {
+        const int column = i / ROWS, row = i % ROWS;
         float v = 0.f;
         for (int k = 0; k < slices; k++) {
             u32 there;
             float f;
-            asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address(sums + i)), "r"(k));
+            asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address(sums + column * LINE + row)), "r"(k));
             asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(f) : "r"(there) : "memory");
             v += f;
         }
-        const int row = blockIdx.x * ROWS + i % ROWS;
-        if (row < rows) y[(size_t)(i / ROWS) * rows + row] = rounded(v);
+        if (blockIdx.x * ROWS + row < rows) y[(size_t)column * rows + blockIdx.x * ROWS + row] = rounded(v);
     }
     asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 }

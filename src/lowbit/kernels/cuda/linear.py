@@ -5,7 +5,7 @@ Idea      The bytes lie in memory as the tensor cores want them in registers: we
           a private ring of shared memory, are cut into halves by 1.3 to 1.8 instructions each and multiplied. The stream
           starts before the kernel that makes x has ended. Above DECODE_TOKENS tokens: decode once, then the vendor's product.
 Layout    Tiles of 16 rows x chunks of 128 columns. Lane 4r + c (r 0..7, c 0..3) holds of rows r and r + 8 the columns
-          32u + 8c + 4t + 2p + e (u 0..3, t, p, e 0..1): 32 pairs in order (u, t, p, row half), the pair is e. A word of 32
+          32u + 16t + 8p + 2c + e (u 0..3, t, p, e 0..1): 32 pairs in order (u, t, p, row half), the pair is e. A word of 32
           bits holds 16 / bits pairs: pair i has e = 0 at bit bits * i, e = 1 at bit 16 + bits * i.
           low: [tiles, chunks, vectors, lane, 4 words]. 3 bits: the lower two as of 2 bits; high: [tiles, chunks, lane, 2 words],
           word u / 2, pair (u % 2) * 8 + 4t + 2p + half at bits HIGH_BITS[pair] and 16 + HIGH_BITS[pair].
@@ -87,14 +87,14 @@ def _pairs(codes: Tensor) -> Tensor:
     """uint8 [rows, inputs] -> [tiles, chunks, lane, 32 pairs, 2]."""
     rows, inputs = codes.shape
     codes = torch.nn.functional.pad(codes, (0, -inputs % 128, 0, -rows % 16))
-    cube = codes.view(codes.shape[0] // 16, 2, 8, codes.shape[1] // 128, 4, 4, 2, 2, 2)  # tile, half, r, chunk, u, c, t, p, e
-    return cube.permute(0, 3, 2, 5, 4, 6, 7, 1, 8).reshape(cube.shape[0], cube.shape[3], 32, 32, 2)
+    cube = codes.view(codes.shape[0] // 16, 2, 8, codes.shape[1] // 128, 4, 2, 2, 4, 2)  # tile, half, r, chunk, u, t, p, c, e
+    return cube.permute(0, 3, 2, 7, 4, 5, 6, 1, 8).reshape(cube.shape[0], cube.shape[3], 32, 32, 2)
 
 
 def _from_pairs(pairs: Tensor, shape: tuple[int, int]) -> Tensor:
     tiles, chunks = pairs.shape[:2]
     cube = pairs.view(tiles, chunks, 8, 4, 4, 2, 2, 2, 2)  # r, c, u, t, p, half, e
-    codes = cube.permute(0, 7, 2, 1, 4, 3, 5, 6, 8).reshape(tiles * 16, chunks * 128)
+    codes = cube.permute(0, 7, 2, 1, 4, 5, 6, 3, 8).reshape(tiles * 16, chunks * 128)
     return codes[: shape[0], : shape[1]].contiguous()
 
 
@@ -167,6 +167,7 @@ def restore(prepared: dict[str, Tensor], format: Format, shape: tuple[int, int])
 class Tiles:
     """How a product is cut: each warp has `high` tiles of 16 rows; a block has `beside` warps over rows and `along` over
     columns; `slices` blocks share the columns; `stages` chunks wait in a warp's ring; x comes `span` rounds at a time (0: whole).
+    wide: four warps multiply together (wgmma). scaled: weights are scaled before the product, not sums after it.
     """
 
     high: int
@@ -175,17 +176,19 @@ class Tiles:
     slices: int
     stages: int
     span: int = 0
+    wide: bool = False
+    scaled: bool = False
 
 
-def tiles(tokens: int, rows: int, chunks: int) -> Tiles:
-    """The cut for a product of so many tokens, rows and chunks of 128 columns."""
+def tiles(format: Format, tokens: int, rows: int, chunks: int) -> Tiles:
+    """The cut for a product of so many tokens, rows and chunks of 128 columns: the first that fits into shared memory."""
     if tokens <= 8:
-        return Tiles(1, 1, 8, 1, 5)
-    if tokens <= 16:
-        return Tiles(2, 2, 4, min(8, max(1, chunks // 8)), 4)
-    if tokens <= 32:
-        return Tiles(2, 4, 2, min(8, max(1, chunks // 8)), 4)
-    return Tiles(2, 4, 2, min(4, max(1, chunks // 8)), 3, 2)
+        wanted = [Tiles(2, 1, 16, 1, 5), Tiles(2, 1, 16, 1, 3), Tiles(2, 1, 8, 4, 3), Tiles(1, 1, 8, 1, 3, 2)]
+    elif tokens <= 64:
+        wanted = [Tiles(1, 8, 2, min(8, max(1, chunks // 4)), stages, stages - 1, True) for stages in (4, 3, 2)]
+    else:
+        wanted = [Tiles(1, beside, 1, 1, stages, stages - 1, True, True) for beside in (16, 8, 4) for stages in (3, 2)]
+    return next(how for how in wanted if shared_bytes(format, tokens, chunks, how) <= SHARED)
 
 
 def linear(x: Tensor, prepared: dict[str, Tensor], format: Format, shape: tuple[int, int]) -> Tensor:
@@ -198,22 +201,19 @@ def linear(x: Tensor, prepared: dict[str, Tensor], format: Format, shape: tuple[
 
 
 @functools.lru_cache(maxsize=1024)
-def _macros(format: Format, dtype: torch.dtype, how: Tiles | None, tokens: int) -> _build.Macros:
+def _macros(format: Format, dtype: torch.dtype, how: Tiles, tokens: int) -> _build.Macros:
     per_chunk = _per_chunk(format)
-    how = how or Tiles(1, 1, 1, 1, 2)
-    wide = next(n for n in (1, 2, 4, 8) if tokens <= 8 * n)
-    values = {"BITS": _bits(format), "HALF": int(dtype == torch.float16), "GROUP": 4 // per_chunk if per_chunk else 0,
-              "ASYM": int(format.zero == "int"), "NT": wide, "RT": how.high, "WN": how.beside, "WK": how.along, "DEPTH": how.stages}  # fmt: skip
+    values = {
+        "BITS": _bits(format), "HALF": int(dtype == torch.float16), "GROUP": 4 // per_chunk if per_chunk else 0,
+        "ASYM": int(format.zero == "int"), "SCALED": int(how.scaled), "WIDE": int(how.wide), "NT": eights(tokens),
+        "RT": how.high, "WN": how.beside, "WK": how.along, "DEPTH": how.stages,
+    }  # fmt: skip
     return tuple(values.items())
 
 
-def shared_bytes(format: Format, tokens: int, chunks: int, how: Tiles) -> int:
-    """Shared memory of a block."""
-    meta = _per_chunk(format) * 8 * (8 if format.zero == "int" else 4)
-    ring = how.beside * how.along * how.stages * how.high * (_bits(format) * 256 + meta)
-    span, buffers = spans(chunks, how)
-    wide = next(n for n in (8, 16, 32, 64) if tokens <= n)
-    return max(ring + buffers * tokens * (span * 256 + 64), how.along * wide * how.beside * how.high * 16 * 4)
+def eights(tokens: int) -> int:
+    """Eights of tokens that a block takes: 1, 2, 4, 8 or 16."""
+    return next((n for n in (1, 2, 4, 8) if tokens <= 8 * n), 16)
 
 
 def spans(chunks: int, how: Tiles) -> tuple[int, int]:
@@ -225,21 +225,32 @@ def spans(chunks: int, how: Tiles) -> tuple[int, int]:
     return how.span * how.along, 2
 
 
+def shared_bytes(format: Format, tokens: int, chunks: int, how: Tiles) -> int:
+    """Shared memory of a block."""
+    meta = _per_chunk(format) * 8 * (8 if format.zero == "int" else 4)
+    ring = how.beside * how.along * how.stages * how.high * (_bits(format) * 256 + meta)
+    span, buffers = spans(chunks, how)
+    lines = 8 * eights(tokens)
+    x = buffers * span * 256 * (lines if how.wide else min(tokens, lines))
+    return max(ring + x, how.along * lines * (how.beside * how.high * 16 + 4) * 4)
+
+
 def _address(tensor: Tensor | None) -> Pointer:
     return Pointer(0 if tensor is None else tensor.data_ptr())
 
 
 def product(x: Tensor, prepared: dict[str, Tensor], format: Format, shape: tuple[int, int], how: Tiles | None = None, overlap: bool = True) -> Tensor:
-    """x [tokens <= 64, in] -> y [tokens, out] in one launch. how: another cut than `tiles` chooses."""
+    """x [tokens, in] -> y [tokens, out] in one launch. how: another cut than `tiles` chooses; overlap: start early."""
     tokens, rows = x.shape[0], shape[0]
     y = torch.empty(tokens, rows, dtype=x.dtype, device=x.device)
     chunks = prepared["low"].shape[1]
-    how = how or tiles(tokens, rows, chunks)
+    how = how or tiles(format, tokens, rows, chunks)
     kernel = _build.kernel("linear.cu", "product", _macros(format, x.dtype, how, tokens), x.device.index)
-    arguments = (*map(_address, (x, prepared["low"], prepared.get("high"), prepared["meta"], y)), tokens, *shape, chunks, spans(chunks, how)[0])
-    blocks = -(-rows // (16 * how.high * how.beside))
+    weights = (prepared["low"], prepared.get("high"), prepared["meta"])
+    arguments = (*map(_address, (x, *weights, y)), tokens, *shape, chunks, spans(chunks, how)[0])
+    grid = (-(-rows // (16 * how.high * how.beside)), how.slices, -(-tokens // (8 * eights(tokens))))
     shared = shared_bytes(format, tokens, chunks, how)
-    kernel.launch((blocks, how.slices), 32 * how.beside * how.along, arguments, shared, how.slices, overlap)
+    kernel.launch(grid, 32 * how.beside * how.along, arguments, shared, how.slices, overlap)
     return y
 
 
@@ -247,7 +258,7 @@ def matrix(prepared: dict[str, Tensor], format: Format, shape: tuple[int, int], 
     """The decoded matrix [out, in], rounded to `dtype`."""
     low = prepared["low"]
     w = torch.empty(shape, dtype=dtype, device=low.device)
-    kernel = _build.kernel("linear.cu", "matrix", _macros(format, dtype, None, 1), low.device.index)
+    kernel = _build.kernel("linear.cu", "matrix", _macros(format, dtype, Tiles(1, 1, 1, 1, 2), 1), low.device.index)
     arguments = (*map(_address, (low, prepared.get("high"), prepared["meta"], w)), *shape, low.shape[1])
-    kernel.launch((-(-low.shape[1] // 4), low.shape[0]), 128, arguments)
+    kernel.launch((-(-low.shape[1] // 4), low.shape[0], 1), 128, arguments)
     return w
