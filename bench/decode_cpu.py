@@ -1,6 +1,6 @@
 """decode_cpu - tokens a second of a packed int4 model on the CPU, beside the same model in bfloat16 and in float32.
 
-A random Llama of about 145 million parameters; every linear of its blocks is rounded to the format, embedding and head stay. All
+A random Llama of 143 million parameters; every linear of its blocks is rounded to the format, embedding and head stay. All
 three run in one process, turn by turn (A B C A B C), so that a busy neighbour hits all alike; medians and quartiles over the
 turns. Roofline: bytes of weights that one token reads, and the share of the machine's measured read bandwidth that this is.
 
@@ -21,8 +21,18 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from lowbit import formats
 from lowbit.layers.linear import QuantizedLinear
 
-SHAPE = {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 12, "num_attention_heads": 16, "num_key_value_heads": 4,
-         "vocab_size": 8192, "max_position_embeddings": 2048, "tie_word_embeddings": True, "bos_token_id": 0, "eos_token_id": 1}  # fmt: skip
+SHAPE = {
+    "hidden_size": 1024,
+    "intermediate_size": 2816,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 4,
+    "vocab_size": 8192,
+    "max_position_embeddings": 2048,
+    "tie_word_embeddings": True,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+}
 CONTEXT = 128
 
 
@@ -110,12 +120,17 @@ def report(asked: argparse.Namespace, variants: dict[str, Any], found: dict[str,
     for name in variants:
         d, rate = decode[name], size[name] * decode[name]["median"]
         told = f"{d['median']:8.1f} ({d['low']:.1f}-{d['high']:.1f})"
-        print(f"{name:12} {told:>20} {prefill[name]['median']:14.0f} {size[name] / 1e6:14.1f} {rate / 1e9:6.1f} {rate / reads:18.0%}")
-    ratios = {name: round(decode[asked.format]["median"] / decode[name]["median"], 2) for name in variants if name != asked.format}
-    print(f"{asked.format} is {ratios['bfloat16']} times bfloat16 and {ratios['float32']} times float32 ({', '.join(sorted(kernels))})")
-    keep("decode_cpu", format=asked.format, kernels=sorted(kernels), threads=asked.threads, context=CONTEXT, tokens=asked.tokens,
-         turns=asked.turns, load=round(os.getloadavg()[0], 2), decode=decode, prefill=prefill, bytes_per_token=size,
-         read_bandwidth=round(reads), ratios=ratios)  # fmt: skip
+        memory = f"{size[name] / 1e6:14.1f} {rate / 1e9:6.1f} {rate / reads:18.0%}"
+        print(f"{name:12} {told:>20} {prefill[name]['median']:14.0f} {memory}")
+    others = [name for name in variants if name != asked.format]
+    ratios = {name: round(decode[asked.format]["median"] / decode[name]["median"], 2) for name in others}
+    print(
+        f"{asked.format} decodes", " and ".join(f"{r} times as fast as {name}" for name, r in ratios.items()), sorted(kernels)
+    )
+    setting = {"threads": asked.threads, "context": CONTEXT, "tokens": asked.tokens, "turns": asked.turns}
+    figures = {"decode": decode, "prefill": prefill, "bytes_per_token": size, "read_bandwidth": round(reads), "ratios": ratios}
+    load = round(os.getloadavg()[0], 2)
+    keep("decode_cpu", format=asked.format, kernels=sorted(kernels), load=load, **setting, **figures)
 
 
 if __name__ == "__main__":

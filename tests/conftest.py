@@ -15,6 +15,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import torch  # noqa: E402 - reads the environment when it is imported
+import typecheck  # noqa: E402
+from jaxtyping import install_import_hook  # noqa: E402
+
+install_import_hook([f"lowbit.{room}" for room in typecheck.ROOMS], "typecheck.check")
 
 
 @pytest.fixture(scope="session", autouse=True)

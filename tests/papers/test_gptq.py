@@ -1,5 +1,7 @@
 """What GPTQ's paper and its successors claim, on a layer small enough to show it."""
 
+import itertools
+
 import torch
 
 from lowbit import formats
@@ -34,7 +36,7 @@ def test_order_of_activation() -> None:
 def test_descent_after_feedback() -> None:
     """QuIP# section 5: sweeps after LDLQ lower the proxy loss further, each less than the one before."""
     steps = [errors("gptq", "int2-g128-asym", sweeps=n) for n in (0, 1, 2, 4)]
-    gains = [a - b for a, b in zip(steps, steps[1:], strict=False)]
+    gains = [a - b for a, b in itertools.pairwise(steps)]
     assert gains[0] > gains[1] > 0 and gains[2] > 0, steps
 
 

@@ -20,12 +20,12 @@ from lowbit.transforms import fold as folding
 FORMAT = formats.parse("int4-g16-asym")
 
 
-def block_of(name: str, **changes: Any) -> tuple[Any, Block, dict[str, Stats]]:
+def block_of(name: str, dtype: torch.dtype = torch.float32, **changes: Any) -> tuple[Any, Block, dict[str, Stats]]:
     """A tiny model, its first block at work on inputs with three loud channels, and the statistics of that block."""
-    model = suite.model_of(name, **changes)
+    model = suite.model_of(name, **changes).to(dtype)
     module = suite.blocks_of(model, suite.architecture(name).blocks)[0]
     _, _, kwargs = suite.forwards(model, suite.architecture(name), suite.tokens())[0]
-    samples = torch.randn(2, 24, 64, generator=torch.Generator().manual_seed(2))
+    samples = torch.randn(2, 24, 64, generator=torch.Generator().manual_seed(2)).to(dtype)
     for source in {f.source for f in suite.architecture(name).folds if "norm" in f.source}:
         module.get_parameter(f"{source}.weight").data[:3] *= 12
 
@@ -67,6 +67,16 @@ def test_function_is_kept_and_rounding_hurts_less(name: str) -> None:
     assert float((after - before).abs().max() / before.std()) < 1e-4
     assert rounding_error(block) < (0.95 if name != "olmo2" else 1.02) * error
     assert not torch.equal(before, after)  # something was folded
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["llama", "mixtral"])
+def test_works_on_a_block_in_bfloat16(name: str) -> None:
+    _, block, stats = block_of(name, torch.bfloat16)
+    before = block.run(block.samples)
+    AWQ().rewrite(block, stats)
+    assert {p.dtype for p in block.module.parameters()} == {torch.bfloat16}
+    assert float((block.run(block.samples) - before).float().square().mean() / before.float().square().mean()) < 1e-3
 
 
 @torch.no_grad()

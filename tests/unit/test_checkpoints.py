@@ -61,7 +61,9 @@ def test_a_truncated_file_names_file_and_tensor(tmp_path: Path) -> None:
     path.write_bytes((2).to_bytes(8, "little") + b"[]")
     with pytest.raises(CheckpointError, match="unreadable safetensors header"):
         Shard(path)
-    path.write_bytes((70).to_bytes(8, "little") + b'{"a":{"dtype":"F32","shape":[3],"data_offsets":[0,8]}}'.ljust(70) + bytes(12))
+    path.write_bytes(
+        (70).to_bytes(8, "little") + b'{"a":{"dtype":"F32","shape":[3],"data_offsets":[0,8]}}'.ljust(70) + bytes(12)
+    )
     with pytest.raises(CheckpointError, match="unreadable safetensors header"):
         Shard(path)
 
@@ -71,7 +73,9 @@ def test_a_missing_shard_is_named(tiny_llama: Path) -> None:
     whole = Folder(tiny_llama)
     assert len(whole.shards) == 2
     (tiny_llama / "model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"model-00002-of-00002.safetensors: .* puts \d+ tensors .*1 of 2 files are missing"):
+    with pytest.raises(
+        CheckpointError, match=r"model-00002-of-00002.safetensors: .* puts \d+ tensors .*1 of 2 files are missing"
+    ):
         Folder(tiny_llama)
 
 
@@ -80,7 +84,7 @@ def test_an_index_that_lies_is_found(tiny_llama: Path) -> None:
     index = json.loads((tiny_llama / INDEX).read_text())
     index["weight_map"]["model.layers.7.ghost"] = "model-00001-of-00002.safetensors"
     (tiny_llama / INDEX).write_text(json.dumps(index))
-    with pytest.raises(CheckpointError, match="no model.layers.7.ghost, though"):
+    with pytest.raises(CheckpointError, match=r"no model\.layers\.7\.ghost, though"):
         Folder(tiny_llama)
     (tiny_llama / INDEX).write_text("{")
     with pytest.raises(CheckpointError, match="no JSON"):
@@ -90,7 +94,7 @@ def test_an_index_that_lies_is_found(tiny_llama: Path) -> None:
 def test_pickles_are_refused_unopened(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch %s'\ntR." % str(tmp_path / "ran").encode())
-    with pytest.raises(CheckpointError, match="pickle files .pytorch_model.bin."):
+    with pytest.raises(CheckpointError, match=r"pickle files .pytorch_model\.bin."):
         Folder(tmp_path)
     assert not (tmp_path / "ran").exists()
     (tmp_path / "pytorch_model.bin").unlink()
@@ -215,8 +219,10 @@ def test_compressed_tensors_names_are_exact() -> None:
     shape = {"weight_shape": (torch.int64, (2,))}
     assert stored("int4-g128") == {"weight_packed": (torch.int32, (32, 32)), "weight_scale": (torch.float16, (32, 2))} | shape
     assert stored("int3-row-asym", torch.float32) == shape | {
-        "weight_packed": (torch.int32, (32, 24)), "weight_scale": (torch.bfloat16, (32, 1)), "weight_zero_point": (torch.int32, (3, 1)),
-    }  # fmt: skip
+        "weight_packed": (torch.int32, (32, 24)),
+        "weight_scale": (torch.bfloat16, (32, 1)),
+        "weight_zero_point": (torch.int32, (3, 1)),
+    }
     assert stored("fp8-tensor") == {"weight": (torch.float8_e4m3fn, (32, 256)), "weight_scale": (torch.float16, (1,))}
     assert stored("nvfp4") == {
         "weight_packed": (torch.uint8, (32, 128)), "weight_scale": (torch.float8_e4m3fn, (32, 16)),
@@ -245,8 +251,11 @@ def test_compressed_tensors_reads_what_others_write() -> None:
     assert torch.equal(q.decode(), codes.float() * (1 / 3))
     with pytest.raises(CheckpointError, match="quantizes activations"):
         form.formats({**config, "config_groups": {"group_0": {**group, "input_activations": {"num_bits": 8}}}}, ["a.q_proj"])
-    with pytest.raises(CheckpointError, match="pack-quantized with .* cannot be read"):
-        form.formats({**config, "format": "pack-quantized", "config_groups": {"g": {**group, "weights": weights | {"type": "float"}}}}, ["a.q_proj"])
+    with pytest.raises(CheckpointError, match=r"pack-quantized with .* cannot be read"):
+        form.formats(
+            {**config, "format": "pack-quantized", "config_groups": {"g": {**group, "weights": weights | {"type": "float"}}}},
+            ["a.q_proj"],
+        )
 
 
 READ = """

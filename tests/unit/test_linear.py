@@ -20,7 +20,9 @@ def quantized(text: str, shape: tuple[int, int] = (128, 256)) -> Quantized:
 
 def same(a: Quantized, b: Quantized) -> bool:
     pairs = [(a.codes, b.codes), *((a.parts[k], b.parts[k]) for k in a.parts)]
-    return all(x.dtype == y.dtype and torch.equal(x.contiguous().view(torch.uint8), y.contiguous().view(torch.uint8)) for x, y in pairs)
+    return all(
+        x.dtype == y.dtype and torch.equal(x.contiguous().view(torch.uint8), y.contiguous().view(torch.uint8)) for x, y in pairs
+    )
 
 
 @pytest.mark.parametrize("text", TEXTS)

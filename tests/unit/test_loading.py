@@ -35,8 +35,11 @@ def packed(model: Any) -> dict[str, QuantizedLinear]:
 
 def same_files(a: Path, b: Path) -> bool:
     x, y = Folder(a), Folder(b)
-    return x.names == y.names and all(x.entry(n).dtype == y.entry(n).dtype and torch.equal(
-        x.tensor(n).flatten().view(torch.uint8), y.tensor(n).flatten().view(torch.uint8)) for n in x.names)  # fmt: skip
+    return x.names == y.names and all(
+        x.entry(n).dtype == y.entry(n).dtype
+        and torch.equal(x.tensor(n).flatten().view(torch.uint8), y.tensor(n).flatten().view(torch.uint8))
+        for n in x.names
+    )
 
 
 def rewrite(folder: Path, change: Any) -> None:
@@ -118,9 +121,17 @@ def test_a_lost_scale_or_another_shape_is_an_error(tiny_llama: Path, tmp_path: P
 
 
 def test_the_skeleton_computes_its_own_buffers() -> None:
-    rope = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 64}  # fmt: skip
-    config = LlamaConfig(hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, vocab_size=32, rope_parameters=rope)
+    rope = {
+        "rope_type": "llama3",
+        "rope_theta": 5e5,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    }
+    config = LlamaConfig(
+        hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, vocab_size=32, rope_parameters=rope
+    )
     model = skeleton(config, torch.bfloat16)
     expected = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).model.rotary_emb
     assert torch.equal(model.model.rotary_emb.inv_freq, expected.inv_freq)
@@ -139,7 +150,7 @@ def test_one_block_can_be_filled(tiny_llama: Path) -> None:
 
 def test_what_is_no_linear_is_refused(tiny_llama: Path) -> None:
     model = skeleton(Folder(tiny_llama).config(), torch.float32)
-    with pytest.raises(CheckpointError, match="model.norm: the files hold it quantized, the model has a LlamaRMSNorm"):
+    with pytest.raises(CheckpointError, match=r"model\.norm: the files hold it quantized, the model has a LlamaRMSNorm"):
         linear_of(model, "model.norm")
     with pytest.raises(CheckpointError, match="no module of this name"):
         linear_of(model, "model.ghost")
@@ -147,8 +158,18 @@ def test_what_is_no_linear_is_refused(tiny_llama: Path) -> None:
 
 @pytest.mark.parametrize("text", ["int4-g64", "nf4-g64"])
 def test_experts_load_packed(tmp_path: Path, text: str) -> None:
-    config = Qwen3MoeConfig(hidden_size=64, intermediate_size=128, moe_intermediate_size=64, num_experts=3, num_experts_per_tok=2,
-                            num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, head_dim=32, vocab_size=64)  # fmt: skip
+    config = Qwen3MoeConfig(
+        hidden_size=64,
+        intermediate_size=128,
+        moe_intermediate_size=64,
+        num_experts=3,
+        num_experts_per_tok=2,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=32,
+        vocab_size=64,
+    )
     AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(tmp_path / "in")
     assert architectures.find(config).experts
     quantize_folder(tmp_path / "in", tmp_path / "out", lambda m: text if m != "lm_head" else "")

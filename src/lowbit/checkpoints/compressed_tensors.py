@@ -10,7 +10,8 @@ Layout    By module, beside `weight_scale`:
 Source    compressed-tensors 0.20 (never imported here: engines want different versions of it).
 Traps     Zero points: transformers builds their parameter unpacked and stops with a size mismatch. `dequantize` in the
           configuration avoids that (the model is loaded as floats, decoded in the scales' dtype) and is written where one
-          scheme is all there is; with several schemes transformers would decode all by the first one, so it is left out and a stock load stops.
+          scheme is all there is; of several, transformers would decode all by the first one: it is left out, and a stock
+          load stops.
           3, 5, 6 and 7 bits are dense since version 0.18 (before: whole codes per word); `version` says which is meant.
           transformers decodes in the scale's dtype: (q - z) exact, one rounding. So do lowbit's reference kernels.
 """

@@ -141,7 +141,9 @@ def _replace(model: nn.Module, stored: checkpoints.Stored, device: torch.device)
         quantized = stored.quantized(name)
         linear = replacing.linear_of(model, name, quantized.shape)
         tensors = {part: tensor.to(device) for part, tensor in packing.pack(quantized).items()}
-        model.set_submodule(name, QuantizedLinear(quantized.format, quantized.shape, tensors, linear.bias, linear.weight.dtype).prepare())
+        model.set_submodule(
+            name, QuantizedLinear(quantized.format, quantized.shape, tensors, linear.bias, linear.weight.dtype).prepare()
+        )
 
 
 def _set(module: nn.Module, name: str, value: Tensor, dtype: torch.dtype, device: torch.device) -> None:

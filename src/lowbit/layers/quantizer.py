@@ -69,12 +69,15 @@ class LowbitQuantizer(HfQuantizer):
         for module, format in formats.items():
             _swap(model, module, self.renames, format, entries)
 
-    def update_weight_conversions(self, weight_conversions: list[Any], model: Any) -> list[Any]:
-        """Experts that are apart stay so: without the conversions that would fuse them, with the new names of their parts."""
+    def update_weight_conversions(self, weight_conversions: list[Any], *model: Any) -> list[Any]:
+        """Experts that are apart stay so: without the conversions that would fuse them, with the new names of their parts.
+
+        model: transformers 5.17 does not give it yet.
+        """
         if self.renames is not None:
             weight_conversions = [c for c in weight_conversions if not _fuses(c)]
             weight_conversions += [WeightRenaming(pattern, replacement) for pattern, replacement in self.renames]
-        converted: list[Any] = super().update_weight_conversions(weight_conversions, model)  # type: ignore[no-untyped-call]
+        converted: list[Any] = super().update_weight_conversions(weight_conversions, *model)
         return converted
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:

@@ -99,7 +99,7 @@ class _Trial:
         self.inspected = block.module.get_submodule(fold.inspect)
         self.moment: Tensor | None = None
         if isinstance(self.inspected, nn.Linear):
-            x = torch.cat([args[0].flatten(0, -2) for args, _, _ in calls])
+            x = torch.cat([args[0].flatten(0, -2).float() for args, _, _ in calls])
             self.moment = x.T @ x / len(x)
 
     def exact(self, scales: Tensor) -> Tensor:
@@ -113,16 +113,16 @@ class _Trial:
         rounded = {name: self._rounded(name, linear.weight, columns) for name, linear in self.readers.items()}
         if self.moment is not None:
             name, linear = next(iter(self.readers.items()))
-            off = rounded[name] - linear.weight
+            off = rounded[name] - linear.weight.float()
             return float((off @ self.moment * off).sum() / len(off))
         with _weights(self.readers, rounded):
-            errors = [(_first(self.inspected(*args, **kwargs)) - y).square().mean() for args, kwargs, y in self.calls]
+            errors = [(_first(self.inspected(*args, **kwargs)) - y).float().square().mean() for args, kwargs, y in self.calls]
         return float(torch.stack(errors).mean())
 
     def _rounded(self, name: str, weight: Tensor, columns: Tensor) -> Tensor:
-        """What `weight` [out, in] comes to when it is scaled, rounded in its format and scaled back."""
-        scaled = weight * columns
-        return self.block.formats[name].fit(scaled, search=False).quantize(scaled).decode().to(weight.dtype) / columns
+        """What `weight` [out, in] comes to when it is scaled, rounded in its format and scaled back; float32."""
+        scaled = weight.float() * columns
+        return self.block.formats[name].fit(scaled, search=False).quantize(scaled).decode() / columns
 
 
 def _magnitude(seen: list[Stats]) -> Tensor:
@@ -159,7 +159,7 @@ def _weights(linears: dict[str, nn.Linear], weights: dict[str, Tensor]) -> Itera
     kept = {name: linear.weight.data for name, linear in linears.items()}
     try:
         for name, linear in linears.items():
-            linear.weight.data = weights[name]
+            linear.weight.data = weights[name].to(linear.weight.dtype)
         yield
     finally:
         for name, linear in linears.items():

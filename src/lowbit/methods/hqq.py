@@ -2,12 +2,10 @@
 
 In / Out  W [out, in], a format with a zero point -> Quantized. Needs no calibration text.
 Idea      Least sum |W - value|^p, p < 1, forgives outliers. Scales stay those of the range; in turn e = shrink(W - value), with
-          shrink(d) = sign(d) max(0, |d| - |d|^(p-1) / beta), and zero = mean(code - (W - e) / scale) over the group; beta grows.
-          A zero that is stored as an integer is rounded at the end; where the first one then fits better by the same measure, it stays.
+          shrink(d) = sign(d) max(0, |d| - |d|^(p-1) / beta), and zero = mean(code - (W - e) / scale) over a group; beta grows.
+          A zero that is stored as an integer is rounded at the end; where the first one then fits better, it stays.
 Source    HQQ (mobiusml.github.io/hqq_blog, 2023), optimize_weights_proximal.
 Defaults  p 0.7, beta 10, kappa 1.01, 20 iterations (reference code).
-Figures   lowbit-tiny, int4-g64 with float zeros, KL in milli-nats on books / docs / wikitext2: the reference's bars are 43.1 / 56.6 / 89.8
-          with groups along the outputs, which no kernel takes; along the inputs it loses 16 to 21 % to that.
 Traps     The reference's groups run along the outputs by default (axis 0); here, as in every engine, along the inputs. It needs
           a zero: int4-g64-asym or int4-g64-floatzero.
 """
@@ -40,11 +38,12 @@ class HQQ(Method):
     def solve(self, weight: Tensor, stats: Stats, format: Format) -> Quantized:
         start = format.fit(weight, search=False)
         if start.zero is None or format.group[0] != 1:
-            raise FormatError(f"hqq({format}): there is no zero for each group of a row to fit. Use a format such as int4-g64-asym.")
+            raise FormatError(f"hqq({format}): a group of this format has no zero to fit. Use one such as int4-g64-asym.")
         x = weight.float().view(weight.shape[0], start.scale.shape[1], -1)
         zero = self._fitted(x, start)
         better = self._loss(x, start, zero) < self._loss(x, start, start.zero)
-        stored = _stored(torch.where(better, zero, start.zero) - format.dtype.minimum, start.parts["zero"].dtype, format.dtype.codes)
+        unsigned = torch.where(better, zero, start.zero) - format.dtype.minimum
+        stored = _stored(unsigned, start.parts["zero"].dtype, format.dtype.codes)
         chosen = Grid(format, {**start.parts, "zero": stored}, start.shape)
         quantized = chosen.quantize(weight)
         quantized.report["error"] = grid.weight_error(weight, quantized)

@@ -93,7 +93,7 @@ def _stored(told: Mapping[str, Any]) -> str:
     parts = ["## Stored", table.grid(["format", "layers", "bits per weight"], lines).rstrip(), KEPT]
     largest = ", ".join(f"`{name}` {error:.4f}" for name, error in table.worst(told["layers"]))
     if largest:
-        parts.append(f"Largest relative errors of layers' outputs: {largest}.")
+        parts.append(f"Largest relative squared errors: {largest}.")
     failed = [f"- `{name}`: {reason}" for name, reason in table.fallbacks(told["layers"])]
     if failed:
         parts += ["These layers could not be done as asked:", "\n".join(failed)]

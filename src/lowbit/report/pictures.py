@@ -176,7 +176,7 @@ def _kinds(rows: Rows) -> dict[str, dict[int, dict[int, list[float]]]]:
 
 
 def errors(result: Mapping[str, Any]) -> Figure:
-    """Relative error of every layer's output against its block, a panel for each kind of layer."""
+    """Relative squared error of every layer against its block, a panel for each kind of layer."""
     rows, kinds = result["rows"], _kinds(result["rows"])
     columns = min(4, len(kinds) + 1)
     lines = -(-(len(kinds) + 1) // columns)
@@ -203,5 +203,5 @@ def errors(result: Mapping[str, Any]) -> Figure:
     panels[len(kinds)].legend(handles.values(), handles.keys(), loc="upper left", frameon=False, fontsize=8, handlelength=2.6,
                               borderaxespad=0, labelspacing=0.35)
     figure.supxlabel("decoder block", fontsize=10)
-    figure.supylabel("relative error of the layer's output", fontsize=10)
+    figure.supylabel("relative squared error", fontsize=10)
     return figure

@@ -1,8 +1,8 @@
 """descent - coordinate descent after rounding: each step to the best value given all others, and each scale likewise.
 
 In / Out  W [out, in], H [in, in], codes and values of a first solution -> better codes and values, better scales.
-Idea      Sweep: with E = W - Q the best real value of step k is Q_k + (E H)_k H_kk^-1; it is rounded, and E H follows. E H is held
-          for one panel of 128 columns at a time: one matrix product per panel, rank-1 corrections inside it.
+Idea      Sweep: with E = W - Q the best real value of step k is Q_k + (E H)_k H_kk^-1; it is rounded, and E H follows. E H is
+          held for one panel of 128 columns at a time: one matrix product per panel, rank-1 corrections inside it.
           Refit: with fixed codes u the best scale of a group is s + (u (E H)_g) / (u H_gg uT), rounded to what is stored.
 Source    QuIP# (2402.04396) "tune iterations"; QuantEase (2309.01885).
 Figures   Synthetic layer of 512 correlated inputs, int3-g128: 3 sweeps take 3 % off the loss of weighted, static, ordered GPTQ.

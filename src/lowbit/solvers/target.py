@@ -5,8 +5,9 @@ Idea      E|x_ref WT - x QT|^2 = tr((Q - W*) H (Q - W*)T) + constant with W* = W
           solver of its own: any solver rounds W* instead of W. A ridge keeps W* near W where H knows little:
           W* = W (C + r I) (H + r I)^-1, r = ridge * mean(diag H); alpha goes from W (0) to W* (1).
 Source    The objective: GPTAQ (2504.02692), Qronos (2505.11695). Both reach it step by step; this is its closed form.
-Defaults  ridge 0.01, alpha 1: best on held-out tokens from 8 tokens an input on.
-Traps     A dead input must not change: the difference C - H is taken before its diagonal is lifted. C is not symmetric: rows are the reference, columns the inputs at run time.
+Defaults  ridge 0.01. Methods choose alpha: one layer alone wants 1, a whole model less (methods/gptaq.py).
+Traps     A dead input must not change: the difference C - H is taken before its diagonal is lifted.
+          C is not symmetric: rows are the reference, columns the inputs at run time.
 """
 
 import torch

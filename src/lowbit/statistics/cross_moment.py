@@ -26,7 +26,9 @@ class CrossMoment:
     def add(self, x: Tensor, reference: Tensor | None) -> None:
         if reference is None or reference.shape != x.shape:
             got = "none" if reference is None else str(list(reference.shape))
-            raise RequestError(f"cross_moment: inputs {list(x.shape)} need reference inputs of that shape, got {got}. Give both streams.")
+            raise RequestError(
+                f"cross_moment: inputs {list(x.shape)} need a reference of that shape, got {got}. Give both streams."
+            )
         self._tokens += x.shape[0]
         for part, other in zip(x.split(TOKENS), reference.split(TOKENS), strict=True):
             self._sum.addmm_(other.float().T, part.float())

@@ -25,7 +25,12 @@ from lowbit.testing import kernels
 
 SHAPES = ((128, 128), (64, 256), (96, 384))
 LINEAR = re.compile(r"(_proj|lm_head|\.w[123])\.weight$")
-MODULES = ("model.layers.0.self_attn.q_proj", "model.layers.0.mlp.experts.11.up_proj", "model.layers.1.mlp.down_proj", "lm_head")
+MODULES = (
+    "model.layers.0.self_attn.q_proj",
+    "model.layers.0.mlp.experts.11.up_proj",
+    "model.layers.1.mlp.down_proj",
+    "lm_head",
+)
 
 
 def holds(name: str) -> list[Format]:
@@ -52,14 +57,20 @@ def check_matrices(name: str) -> None:
 def check_config(name: str) -> None:
     form = checkpoints.shelf.get(name)
     held = holds(name)
-    mixtures = [dict.fromkeys(MODULES[:3], held[0]), dict(zip(MODULES, held * 4, strict=False)), dict.fromkeys(MODULES, held[-1])]
+    mixtures = [
+        dict.fromkeys(MODULES[:3], held[0]),
+        dict(zip(MODULES, held * 4, strict=False)),
+        dict.fromkeys(MODULES, held[-1]),
+    ]
     mixtures += [{**dict.fromkeys(MODULES[:2], held[0]), MODULES[2]: held[-1]}]
     for mixture in mixtures:
         ignore = [m for m in MODULES if m not in mixture]
         told = json.loads(json.dumps(form.config(mixture, ignore)))
         assert told["quant_method"] == checkpoints.name_of(form)
         found = form.formats(told, sorted(mixture))
-        assert found == mixture and all(str(found[m]) == str(mixture[m]) for m in mixture), f"{name}: {mixture} comes back as {found}"
+        assert found == mixture and all(str(found[m]) == str(mixture[m]) for m in mixture), (
+            f"{name}: {mixture} comes back as {found}"
+        )
 
 
 def check_folder(name: str) -> None:

@@ -1,9 +1,9 @@
 """kernels - what every file of lowbit.kernels passes: the law of reference/, on whatever formats and shapes it takes.
 
-    check_contract  it tells its rank, and says in words why it refuses what it refuses
-    check_product   it equals the decoded matrix in float64, for 0 to 128 tokens, ragged sizes, x with strides; x is untouched
-    check_restore   what it prepared gives back the very bytes
-    check_op        it runs as `lowbit::linear`: schema, fake kernel, gradient of x, torch.compile
+check_contract  it tells its rank, and says in words why it refuses what it refuses
+check_product   it equals the decoded matrix in float64, for 0 to 128 tokens, ragged sizes, x with strides; x is untouched
+check_restore   what it prepared gives back the very bytes
+check_op        it runs as `lowbit::linear`: schema, fake kernel, gradient of x, torch.compile
 """
 
 from collections.abc import Iterator
@@ -17,8 +17,8 @@ from lowbit.kernels import dispatch, packing
 
 FORMATS = (
     "int4-g128", "int4-g32-asym", "int4-row", "int3-g64", "int3-g128-asym", "int2-g32", "int2-g32-asym", "int8-row", "int8-g64",
-    "int6-row", "int5-g32-asym", "int4-g64-floatzero", "int4-g64-fp16", "nf4-g64", "fp8-row", "fp8-tensor", "fp8-b128x128", "nvfp4",
-    "mxfp4", "mxfp6", "mxfp8", "ternary-g64", "binary-g64",
+    "int6-row", "int5-g32-asym", "int4-g64-floatzero", "int4-g64-fp16", "nf4-g64", "fp8-row", "fp8-tensor", "fp8-b128x128",
+    "nvfp4", "mxfp4", "mxfp6", "mxfp8", "ternary-g64", "binary-g64",
 )  # fmt: skip
 SHAPES = ((16, 128), (48, 256), (144, 384), (100, 128), (256, 1152))
 TOKENS = (0, 1, 2, 15, 16, 17, 128)
@@ -104,7 +104,9 @@ def check_op(name: str, device: str = "cpu") -> None:
     dispatch.linear(x, weights, name, format, shape).sum().backward()
     expected = quantized.decode().sum(0).to(dtype).expand_as(x)
     assert x.grad is not None and _relative(x.grad, expected) < ERRORS[dtype] * 2, f"{name}: {format}: wrong gradient of x"
-    compiled = torch.compile(lambda t: dispatch.linear(t, weights, name, format, shape) + 1, backend="aot_eager", fullgraph=True)
+    compiled = torch.compile(
+        lambda t: dispatch.linear(t, weights, name, format, shape) + 1, backend="aot_eager", fullgraph=True
+    )
     with torch.no_grad():
         torch.testing.assert_close(compiled(x), dispatch.linear(x, weights, name, format, shape) + 1, rtol=0, atol=0)
 

@@ -3,7 +3,6 @@
 In / Out  the name of a method -> nothing, or an AssertionError that says what is wrong.
 """
 
-import dataclasses
 import inspect
 import math
 import sys
@@ -29,7 +28,7 @@ def check_declaration(name: str) -> None:
     """A frozen dataclass with defaults, one verb at most, statistics that exist, a header, at most 200 lines."""
     method = methods.get(name)
     made = method()
-    assert dataclasses.is_dataclass(method) and method.__dataclass_params__.frozen, f"{name}: no frozen dataclass"  # type: ignore[attr-defined]
+    assert vars(method)["__dataclass_params__"].frozen, f"{name}: the dataclass is not frozen"
     verbs = [v for v in ("rewrite", "solve", "tune") if hasattr(method, v)]
     assert len(verbs) <= 1, f"{name}: {len(verbs)} verbs"
     for need in made.needs:
@@ -72,7 +71,8 @@ def check_near_identity(name: str) -> None:
     """8 bits change next to nothing; what comes back is whole and finite, the weight is untouched."""
     weight, quantized = _solved(name, 8)
     assert torch.equal(weight, layer()[0]), f"{name}: the weight was changed in place"
-    assert quantized.codes.shape == weight.shape and quantized.codes.dtype == torch.uint8, f"{name}: codes {list(quantized.codes.shape)}"
+    assert quantized.codes.shape == weight.shape, f"{name}: codes {list(quantized.codes.shape)}"
+    assert quantized.codes.dtype == torch.uint8, f"{name}: codes {quantized.codes.dtype}"
     decoded = quantized.decode()
     # correlated inputs let a solver move weights beyond the nearest value, so the bound is wide for single weights
     off = float((decoded - weight).norm() / weight.norm())

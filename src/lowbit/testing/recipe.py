@@ -14,7 +14,7 @@ from lowbit.recipe.grammar import step_text
 
 def settings(name: str) -> dict[str, Any]:
     """A value other than the default for every setting of a method that a sentence can say."""
-    cls = methods.get(name)
+    cls: type[Any] = methods.get(name)
     hints, found = get_type_hints(cls), {}
     for field in dataclasses.fields(cls):
         kind, default = hints[field.name], field.default

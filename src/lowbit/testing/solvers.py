@@ -1,7 +1,7 @@
 """solvers - what every codec must pass, and synthetic layers to try solvers on.
 
 In / Out  a codec and a matrix -> nothing, or an AssertionError that says what is wrong.
-Idea      A layer whose inputs are correlated and of unequal size, as real ones are: feedback must help there, whatever the codec.
+Idea      A layer whose inputs are correlated and of unequal size, as real ones are: there feedback must help any codec.
 """
 
 import torch

@@ -19,6 +19,11 @@ def _streams(seed: int = 0) -> tuple[Tensor, Tensor]:
     return x, x + 0.1 * torch.randn(TOKENS, INPUTS, generator=generator)
 
 
+def _near(found: Tensor, wanted: Tensor, share: float = 1e-6) -> bool:
+    """Equal to 1e-5, or to `share` of the largest entry."""
+    return torch.allclose(found, wanted, rtol=1e-5, atol=share * float(wanted.abs().max()))
+
+
 def _collected(name: str, x: Tensor, reference: Tensor, split: int) -> Tensor:
     collecting = Collecting((name,), INPUTS, torch.device("cpu"))
     for part, other in zip(x.split(split), reference.split(split), strict=True):
@@ -32,7 +37,7 @@ def check_split(name: str) -> None:
     whole = _collected(name, x, reference, TOKENS)
     for split in (1, 7, 128, 999):
         found = _collected(name, x, reference, split)
-        assert torch.allclose(found, whole, rtol=1e-5, atol=1e-6 * float(whole.abs().max())), f"{name}: pieces of {split} tokens differ"
+        assert _near(found, whole), f"{name}: pieces of {split} tokens differ"
 
 
 def check_going_on(name: str) -> None:
@@ -45,7 +50,7 @@ def check_going_on(name: str) -> None:
         before = kept.clone()
     collector.add(x[:10], reference[:10])
     assert torch.equal(kept, before), f"{name}: a result changed when more tokens came"
-    assert torch.allclose(before, _collected(name, x, reference, TOKENS), rtol=1e-4, atol=1e-5 * float(before.abs().max())), f"{name}: results in between disturb"
+    assert _near(before, _collected(name, x, reference, TOKENS), 1e-5), f"{name}: results in between disturb"
 
 
 def check_nothing(name: str) -> None:
@@ -57,7 +62,7 @@ def check_nothing(name: str) -> None:
     spoiled[17, 3] = float("inf")
     keep = torch.arange(TOKENS) != 17
     found, wanted = _collected(name, spoiled, reference, 100), _collected(name, x[keep], reference[keep], TOKENS)
-    assert torch.allclose(found, wanted, rtol=1e-5, atol=1e-6 * float(wanted.abs().max())), f"{name}: an infinite token counts"
+    assert _near(found, wanted), f"{name}: an infinite token counts"
 
 
 def check_precision(name: str) -> None:
@@ -66,4 +71,4 @@ def check_precision(name: str) -> None:
     x, reference = x.bfloat16(), reference.bfloat16()
     found, wanted = _collected(name, x, reference, 64), _collected(name, x.float(), reference.float(), TOKENS)
     assert found.dtype == torch.float32, f"{name}: {found.dtype}"
-    assert torch.allclose(found, wanted, rtol=1e-5, atol=1e-6 * float(wanted.abs().max())), f"{name}: 16-bit inputs lose precision"
+    assert _near(found, wanted), f"{name}: 16-bit inputs lose precision"

@@ -23,9 +23,9 @@ from lowbit.formats import Format, Parts
 from lowbit.kernels import packing
 
 RANK = 10
-DECODE_TOKENS = 48
+DECODE_TOKENS = 64
 """Up to here torch's product runs on the tiles; above, panels are decoded for a plain one."""
-PANEL = 1 << 20
+PANEL = 1 << 21
 GROUPS = (256, 128, 64, 32)
 
 
@@ -112,7 +112,8 @@ def _values(pairs: Tensor, half: int) -> Tensor:
 
 def _columns(stored: Tensor, start: int, stop: int, wide: int, rows: slice | Tensor) -> Tensor:
     """[groups, out] -> [groups, 1, rows of the panel]."""
-    return stored[:, start:stop].unflatten(1, (-1, wide))[:, :, rows].flatten(1)[:, None]
+    found: Tensor = stored[:, start:stop].unflatten(1, (-1, wide))[:, :, rows]
+    return found.flatten(1)[:, None]
 
 
 def _steps(rows: tuple[int, ...]) -> slice | Tensor:
