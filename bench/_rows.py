@@ -32,7 +32,13 @@ def keep(name: str, **figures: Any) -> dict[str, Any]:
     """Append a row to results/NAME.jsonl and print it."""
     import torch
 
-    row = {"date": datetime.date.today().isoformat(), "commit": commit(), "machine": machine(), "torch": torch.__version__, **figures}
+    row = {
+        "date": datetime.date.today().isoformat(),
+        "commit": commit(),
+        "machine": machine(),
+        "torch": torch.__version__,
+        **figures,
+    }
     RESULTS.mkdir(exist_ok=True)
     with (RESULTS / f"{name}.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")

@@ -8,6 +8,7 @@ Every figure is checked first: the relative error of each product against float6
 import argparse
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -107,7 +108,8 @@ def measure(text: str, shape: tuple[int, int], tokens: list[int], names: list[st
             try:
                 y, wanted = calls[0](x), x.double() @ exact.T
                 error = float((y.double() - wanted).norm() / wanted.norm())
-                time = microseconds([lambda c=c: c(x) for c in calls], least=100 if m <= 64 else FEW) if error < 0.02 else float("nan")
+                least = 100 if m <= 64 else FEW
+                time = microseconds([partial(c, x) for c in calls], least=least) if error < 0.02 else float("nan")
             except (RuntimeError, ValueError) as failure:
                 print(f"{name} {text} {shape} {m}: {failure}"[:300], file=sys.stderr)
                 continue
@@ -144,7 +146,9 @@ def main() -> None:
     for text in wanted.formats.split(","):
         for shape in wanted.shapes.split(","):
             out, inputs = shape.split("x")
-            rows += [keep("gpu_linear", **row) for row in measure(text, (int(out), int(inputs)), tokens, wanted.only.split(","))]
+            rows += [
+                keep("gpu_linear", **row) for row in measure(text, (int(out), int(inputs)), tokens, wanted.only.split(","))
+            ]
     table(rows)
 
 

@@ -1,6 +1,6 @@
 """gpu_solver - seconds to round one matrix with feedback on an NVIDIA GPU: the loop in torch, and the fused panel.
 
-    python bench/gpu_solver.py [--format int4-g128] [--shapes 4096x4096,...] [--loop]
+python bench/gpu_solver.py [--format int4-g128] [--shapes 4096x4096,...] [--loop]
 """
 
 import argparse
@@ -25,8 +25,9 @@ SHAPES = "4096x4096,6144x4096,28672x4096,4096x14336"
 
 def fused(weight: Tensor, factor: damping.Factor, grid: Grid) -> Tensor:
     """What ldl.solve does, panel by panel through the fused kernel: the values [out, in]."""
-    assert factor.lower is not None
     lower, element = factor.lower, grid.format.dtype
+    if lower is None:
+        return codec.round_all(weight, codec.GridCodec(grid))[1]
     x = weight.T[factor.columns].contiguous()
     errors, values = torch.empty_like(x), torch.empty_like(x)
     group = (factor.columns // (grid.format.group[1] or weight.shape[1])).int()

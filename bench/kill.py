@@ -1,6 +1,6 @@
 """kill - `kill -9` at random moments, then the same command: the result must have the same bytes each time.
 
-    python bench/kill.py [--times=10] [--seed=0] [--recipe="gptq(int4-g128)"]
+python bench/kill.py [--times=10] [--seed=0] [--recipe="gptq(int4-g128)"]
 """
 
 import hashlib
@@ -30,8 +30,20 @@ def main() -> None:
     recipe, times = options.get("recipe", "gptq(int4-g128)"), int(options.get("times", 10))
     rng = random.Random(int(options.get("seed", 0)))
     with tempfile.TemporaryDirectory() as temporary:
+
         def command(out: Path) -> list[str]:
-            return [sys.executable, "-m", "lowbit", "quantize", str(MODEL), recipe, f"--out={out}", "--samples=8", "--length=1024", "--json"]
+            return [
+                sys.executable,
+                "-m",
+                "lowbit",
+                "quantize",
+                str(MODEL),
+                recipe,
+                f"--out={out}",
+                "--samples=8",
+                "--length=1024",
+                "--json",
+            ]
 
         whole = Path(temporary) / "whole"
         start = time.perf_counter()
@@ -53,8 +65,16 @@ def main() -> None:
                 subprocess.run(command(out), check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             same += digest(out) == expected
             shutil.rmtree(out)
-        keep("kill", recipe=recipe, times=times, killed=killed, found_unfinished=resumed, same_bytes=same, moments=moments,
-             whole_seconds=round(seconds, 2))
+        keep(
+            "kill",
+            recipe=recipe,
+            times=times,
+            killed=killed,
+            found_unfinished=resumed,
+            same_bytes=same,
+            moments=moments,
+            whole_seconds=round(seconds, 2),
+        )
     raise SystemExit(0 if same == times else 1)
 
 

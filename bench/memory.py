@@ -1,7 +1,8 @@
 """memory - peak resident memory of quantizing a checkpoint larger than what is allowed.
 
-A random Llama of 24 blocks and at least 3 GB is written to a folder, then quantized with gptq in a fresh process. What counts is
-the peak beyond what importing torch and transformers takes, as a share of the checkpoint's size: it must stay below a quarter.
+A random Llama of 24 blocks and at least 3 GB is written to a folder, then quantized with gptq in a fresh process. What counts
+is the peak beyond what importing torch and transformers takes, as a share of the checkpoint's size; it must stay below
+a quarter.
 
     python bench/memory.py [folder] [--keep]
 """
@@ -14,12 +15,23 @@ from pathlib import Path
 
 from _rows import keep
 
-SHAPE = {"hidden_size": 2048, "intermediate_size": 7424, "num_hidden_layers": 24, "num_attention_heads": 32, "num_key_value_heads": 32,
-         "vocab_size": 8192, "max_position_embeddings": 2048, "tie_word_embeddings": True, "bos_token_id": 0, "eos_token_id": 1}
+SHAPE = {
+    "hidden_size": 2048,
+    "intermediate_size": 7424,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "vocab_size": 8192,
+    "max_position_embeddings": 2048,
+    "tie_word_embeddings": True,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+}
 BASELINE = """
-import resource, torch, transformers
+import torch, transformers
 from transformers.models.llama import modeling_llama
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+from lowbit.core.device import peak_memory
+print(peak_memory())
 """
 
 
@@ -43,8 +55,12 @@ def write(folder: Path, tokenizer: Path) -> int:
     total = 0
     for number, names in enumerate(groups.values(), 1):
         file = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
-        tensors = {n: torch.randn(shapes[n], dtype=torch.float32).mul_(0.02).bfloat16() if len(shapes[n]) > 1
-                   else torch.ones(shapes[n], dtype=torch.bfloat16) for n in names}
+        tensors = {
+            n: torch.randn(shapes[n], dtype=torch.float32).mul_(0.02).bfloat16()
+            if len(shapes[n]) > 1
+            else torch.ones(shapes[n], dtype=torch.bfloat16)
+            for n in names
+        }
         save_file(tensors, folder / file, metadata={"format": "pt"})
         index |= dict.fromkeys(names, file)
         total += sum(t.numel() * 2 for t in tensors.values())
@@ -60,12 +76,31 @@ def main() -> None:
         size = write(folder, tokenizer) if not folder.exists() else sum(f.stat().st_size for f in folder.glob("*.safetensors"))
         base = int(subprocess.run([sys.executable, "-c", BASELINE], capture_output=True, text=True, check=True).stdout)
         out = Path(temporary) / "out"
-        command = [sys.executable, "-m", "lowbit", "quantize", str(folder), "gptq(int4-g128)", f"--out={out}", "--samples=16",
-                   "--length=512", "--json"]
+        command = [
+            sys.executable,
+            "-m",
+            "lowbit",
+            "quantize",
+            str(folder),
+            "gptq(int4-g128)",
+            f"--out={out}",
+            "--samples=16",
+            "--length=512",
+            "--json",
+        ]
         result = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
         beyond = result["peak_memory"] - base
-        keep("memory", checkpoint_bytes=size, peak_bytes=result["peak_memory"], baseline_bytes=base, beyond_bytes=beyond,
-             share=round(beyond / size, 4), bar=0.25, seconds=result["seconds"], command="python bench/memory.py")
+        keep(
+            "memory",
+            checkpoint_bytes=size,
+            peak_bytes=result["peak_memory"],
+            baseline_bytes=base,
+            beyond_bytes=beyond,
+            share=round(beyond / size, 4),
+            bar=0.25,
+            seconds=result["seconds"],
+            command="python bench/memory.py",
+        )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """overhead - what quantizing costs beside the forward passes that it needs.
 
-A solver with calibration needs two passes of the calibration set (statistics, then outputs). Both are timed in one process and in
-turns: two passes of the blocks in float32 with the same batches, and a whole run (reading, solving, writing, closing check).
+A solver with calibration needs two passes of the calibration set (statistics, then outputs). Both are timed in one process in
+turn: two passes of the blocks in float32 with the same batches, and a whole run (reading, solving, writing, closing check).
 
     python bench/overhead.py [--recipe="gptq(int4-g128)"] [--samples=64] [--turns=3]
 """
@@ -46,7 +46,15 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as temporary:
             taken.append(lowbit.quantize(str(MODEL), recipe, str(Path(temporary) / "out"), samples=samples).seconds)
     ratio = statistics.median(t / n for t, n in zip(taken, needed, strict=True))
-    keep("overhead", recipe=recipe, samples=samples, two_passes_s=[round(n, 2) for n in needed], run_s=taken, ratio=round(ratio, 3), bar=BAR)
+    keep(
+        "overhead",
+        recipe=recipe,
+        samples=samples,
+        two_passes_s=[round(n, 2) for n in needed],
+        run_s=taken,
+        ratio=round(ratio, 3),
+        bar=BAR,
+    )
 
 
 if __name__ == "__main__":

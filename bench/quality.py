@@ -17,8 +17,17 @@ from lowbit.cli._progress import progress
 MODEL = Path(__file__).parent.parent / "models" / "lowbit-tiny"
 TEXTS = ("evaluation-books.txt", "evaluation-docs.txt", "wikitext2-test.txt")
 RECIPES = (
-    "rtn(int4-g128-asym)", "hqq(int4-g128-asym)", "awq(int4-g128-asym)", "gptq(int4-g128-asym)", "awq + gptq(int4-g128-asym)",
-    "balanced", "gptaq(int4-g128-asym)", "gptq(int3-g128-asym)", "gptaq(int3-g128-asym)", "gptq(int2-g128-asym)", "gptaq(int2-g128-asym)",
+    "rtn(int4-g128-asym)",
+    "hqq(int4-g128-asym)",
+    "awq(int4-g128-asym)",
+    "gptq(int4-g128-asym)",
+    "awq + gptq(int4-g128-asym)",
+    "balanced",
+    "gptaq(int4-g128-asym)",
+    "gptq(int3-g128-asym)",
+    "gptaq(int3-g128-asym)",
+    "gptq(int2-g128-asym)",
+    "gptaq(int2-g128-asym)",
 )
 
 
@@ -29,17 +38,31 @@ def main() -> None:
     single = dict(o for o in options if o[0] != "recipe")
     with tempfile.TemporaryDirectory() as temporary:
         found = lowbit.compare(
-            str(MODEL), recipes, out=single.get("out", temporary), text=[str(data / name) for name in TEXTS],
-            calibration=str(data / "calibration.txt"), samples=int(single.get("samples", 64)), windows=int(single.get("windows", 32)),
+            str(MODEL),
+            recipes,
+            out=single.get("out", temporary),
+            text=[str(data / name) for name in TEXTS],
+            calibration=str(data / "calibration.txt"),
+            samples=int(single.get("samples", 64)),
+            windows=int(single.get("windows", 32)),
             progress=progress(),
         )
     for row in found["rows"]:
         kl = {name: round(1000 * t["kl"], 2) for name, t in row["texts"].items()}
         error = {name: round(1000 * t["kl_se"], 2) for name, t in row["texts"].items()}
         perplexity = {name: round(t["perplexity"], 3) for name, t in row["texts"].items()}
-        keep("quality", recipe=row["recipe"], bits_per_weight=round(row["bits_per_weight"], 4), kl=kl, kl_se=error, perplexity=perplexity,
-             seconds=row["seconds"], peak_memory=row["peak_memory"], samples=int(single.get("samples", 64)),
-             windows=int(single.get("windows", 32)))
+        keep(
+            "quality",
+            recipe=row["recipe"],
+            bits_per_weight=round(row["bits_per_weight"], 4),
+            kl=kl,
+            kl_se=error,
+            perplexity=perplexity,
+            seconds=row["seconds"],
+            peak_memory=row["peak_memory"],
+            samples=int(single.get("samples", 64)),
+            windows=int(single.get("windows", 32)),
+        )
 
 
 if __name__ == "__main__":

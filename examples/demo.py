@@ -1,6 +1,6 @@
 """demo - the main job on the bundled model: quantize by five methods at 4 and 3 bits, measure, draw, reload, generate.
 
-    python examples/demo.py [folder]        (`make demo` runs it; under four minutes on two cores)
+python examples/demo.py [folder]        (`make demo` runs it; under four minutes on two cores)
 """
 
 import subprocess
@@ -10,10 +10,19 @@ from pathlib import Path
 
 from rich.console import Console
 
+from lowbit.evaluation.comparison import folder_name
+
 ROOT = Path(__file__).parent.parent
 MODEL = ROOT / "models" / "lowbit-tiny"
-METHODS = ("rtn({})", "hqq({})", "awq({})", "gptq({})", "awq + gptq({})")
-FORMATS = ("int4-g128-asym", "int3-g128-asym")
+RECIPES = tuple(
+    method.format(bits=bits)
+    for bits in (4, 3)
+    for method in (
+        "rtn(int{bits}-g128-asym)", "hqq(int{bits}-g128-floatzero)", "awq(int{bits}-g128-asym)", "gptq(int{bits}-g128-asym)",
+        "awq + gptq(int{bits}-g128-asym)",
+    )
+)  # fmt: skip
+SHOWN = "gptq(int4-g128-asym)"
 PROMPT = "The old house stood at the end of the lane, and"
 
 
@@ -26,10 +35,8 @@ def main() -> None:
     console = Console(stderr=True)
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "demo")
     start = time.perf_counter()
-    recipes = [method.format(name) for name in FORMATS for method in METHODS]
-    lowbit("compare", str(MODEL), *recipes, f"--out={folder}", "--samples=10", "--windows=4")
-    best = folder / "awq_+_gptq_int4-g128-asym"
-    found = best if best.exists() else next(p for p in sorted(folder.iterdir()) if p.is_dir() and "gptq" in p.name)
+    lowbit("compare", str(MODEL), *RECIPES, f"--out={folder}", "--samples=10", "--windows=4")
+    found = folder / folder_name(SHOWN)
     console.rule(f"what {found} holds")
     lowbit("inspect", str(found))
     console.rule("the packed checkpoint, loaded in a fresh process, writes")

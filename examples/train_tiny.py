@@ -101,7 +101,8 @@ def make_model(vocabulary: int, length: int) -> LlamaForCausalLM:
     config = LlamaConfig(
         vocab_size=vocabulary, hidden_size=384, intermediate_size=1024, num_hidden_layers=6, num_attention_heads=6,
         num_key_value_heads=2, head_dim=64, max_position_embeddings=length, rms_norm_eps=1e-5,
-        rope_parameters={"rope_type": "default", "rope_theta": 10000.0}, tie_word_embeddings=True, bos_token_id=0, eos_token_id=1,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0}, tie_word_embeddings=True,
+        bos_token_id=0, eos_token_id=1,
     )  # fmt: skip
     return LlamaForCausalLM(config)
 

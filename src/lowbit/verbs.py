@@ -1,11 +1,11 @@
 """verbs - what the command line does, as Python calls with the same words; each composes the rooms below.
 
-    quantize   model folder + sentence + text -> packed checkpoint with its model card
-    evaluate   model -> perplexity, KL divergence from the original, top-1 agreement
-    compare    original + sentences -> table, pictures, page
-    generate   model + prompt -> text        chat    the same, turn by turn
-    inspect    folder -> what is stored, layer by layer, and which kernel will run it
-    listing    what the shelves hold
+quantize   model folder + sentence + text -> packed checkpoint with its model card
+evaluate   model -> perplexity, KL divergence from the original, top-1 agreement
+compare    original + sentences -> table, pictures, page
+generate   model + prompt -> text        chat    the same, turn by turn
+inspect    folder -> what is stored, layer by layer, and which kernel will run it
+listing    what the shelves hold
 """
 
 from collections.abc import Sequence
@@ -18,9 +18,19 @@ from lowbit.pipeline.quantize import run
 from lowbit.pipeline.request import Request, Result
 
 
-def quantize(model: str, recipe: "str | Link | Chain" = "balanced", out: str | None = None, *, calibration: str = "bundled",
-             samples: int | None = None, length: int | None = None, seed: int = 0, device: str | None = None,
-             dry_run: bool = False, progress: Progress | None = None) -> Result:
+def quantize(
+    model: str,
+    recipe: "str | Link | Chain" = "balanced",
+    out: str | None = None,
+    *,
+    calibration: str = "bundled",
+    samples: int | None = None,
+    length: int | None = None,
+    seed: int = 0,
+    device: str | None = None,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+) -> Result:
     """Quantize a model into the folder `out` (default: the model's name with the format's).
 
     calibration: a text or jsonl file, a datasets name, "generated" or "bundled". samples: windows of `length` tokens.
@@ -32,24 +42,53 @@ def quantize(model: str, recipe: "str | Link | Chain" = "balanced", out: str | N
     return run(request, progress or Silent(), card.render)
 
 
-def evaluate(model: str, against: str | None = None, text: Sequence[str] = (), windows: int | None = None, *,
-             length: int | None = None, device: str | None = None) -> dict[str, Any]:
+def evaluate(
+    model: str,
+    against: str | None = None,
+    text: Sequence[str] = (),
+    windows: int | None = None,
+    *,
+    length: int | None = None,
+    device: str | None = None,
+) -> dict[str, Any]:
     """Measure a model; see lowbit.evaluation.measure."""
     from lowbit.evaluation import measure
 
     return measure.evaluate(model, against, text, windows, length, device)
 
 
-def compare(original: str, recipes: Sequence[str], *, out: str | None = None, text: Sequence[str] = (), windows: int | None = None,
-            calibration: str = "bundled", samples: int | None = None, length: int | None = None, seed: int = 0,
-            device: str | None = None, progress: Progress | None = None) -> dict[str, Any]:
+def compare(
+    original: str,
+    recipes: Sequence[str],
+    *,
+    out: str | None = None,
+    text: Sequence[str] = (),
+    windows: int | None = None,
+    calibration: str = "bundled",
+    samples: int | None = None,
+    length: int | None = None,
+    seed: int = 0,
+    device: str | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
     """Quantize `original` by every recipe and measure each beside it; table, pictures and page go to the folder `out`."""
     from lowbit.evaluation import comparison
     from lowbit.report import page, pictures, table
 
     folder = Path(out or f"{Path(original).name}-comparison")
-    result = comparison.compare(original, recipes, folder, text=text, windows=windows, calibration=calibration, samples=samples,
-                                length=length, seed=seed, device=device, progress=progress or Silent())
+    result = comparison.compare(
+        original,
+        recipes,
+        folder,
+        text=text,
+        windows=windows,
+        calibration=calibration,
+        samples=samples,
+        length=length,
+        seed=seed,
+        device=device,
+        progress=progress or Silent(),
+    )
     result["folder"] = str(folder)
     drawn = pictures.write(result, folder)
     (folder / "report.html").write_text(page.render(result, drawn), encoding="utf-8")
@@ -57,7 +96,9 @@ def compare(original: str, recipes: Sequence[str], *, out: str | None = None, te
     return result
 
 
-def generate(model: str, prompt: str, *, tokens: int = 128, temperature: float = 0.0, seed: int = 0, device: str | None = None) -> str:
+def generate(
+    model: str, prompt: str, *, tokens: int = 128, temperature: float = 0.0, seed: int = 0, device: str | None = None
+) -> str:
     """The continuation of `prompt`, at most `tokens` tokens; temperature 0 takes the likeliest token each time."""
     from lowbit.serving import local
 
@@ -88,15 +129,25 @@ def inspect(model: str, *, device: str | None = None) -> dict[str, Any]:
         shape = stored.quantized(name).shape
         told = dispatch.explain(format, shape, place, dtype)
         bits[name] = (format.bits_per_weight(shape) * shape[0] * shape[1], shape[0] * shape[1])
-        layers.append({
-            "name": name, "format": str(format), "bits": format.bits_per_weight(shape), "bytes": round(bits[name][0] / 8), "shape": list(shape),
-            "kernel": dispatch.pick(format, shape, place, dtype), "reasons": {k: reason for k, reason in told if reason},
-        })
+        layers.append(
+            {
+                "name": name,
+                "format": str(format),
+                "bits": format.bits_per_weight(shape),
+                "bytes": round(bits[name][0] / 8),
+                "shape": list(shape),
+                "kernel": dispatch.pick(format, shape, place, dtype),
+                "reasons": {k: reason for k, reason in told if reason},
+            }
+        )
     weights = sum(count for _, count in bits.values())
     return {
-        "model": model, "quant_method": (stored.config or {}).get("quant_method", "none"), "dtype": str(dtype).removeprefix("torch."),
+        "model": model,
+        "quant_method": (stored.config or {}).get("quant_method", "none"),
+        "dtype": str(dtype).removeprefix("torch."),
         "bits_per_weight": sum(b for b, _ in bits.values()) / weights if weights else float(8 * dtype.itemsize),
-        "bytes": sum(folder.bytes_of(name) for name in folder.names), "layers": layers,
+        "bytes": sum(folder.bytes_of(name) for name in folder.names),
+        "layers": layers,
     }
 
 
@@ -111,9 +162,14 @@ def listing(kind: str) -> list[dict[str, Any]]:
         return [{"name": name, "about": found.summary(name).partition(" - ")[2]} for name in found.names()]
 
     kinds: dict[str, Any] = {
-        "methods": lambda: shelf(methods.shelf), "architectures": lambda: shelf(architectures.shelf),
-        "formats": lambda: [{"name": name, "bits": round(formats.parse(name).bits_per_weight((4096, 4096)), 3)} for name in formats.examples()],
-        "presets": lambda: [{"name": name, "sentence": p["sentence"], "about": p["note"]} for name, p in presets.load().items()],
+        "methods": lambda: shelf(methods.shelf),
+        "architectures": lambda: shelf(architectures.shelf),
+        "formats": lambda: [
+            {"name": name, "bits": round(formats.parse(name).bits_per_weight((4096, 4096)), 3)} for name in formats.examples()
+        ],
+        "presets": lambda: [
+            {"name": name, "sentence": p["sentence"], "about": p["note"]} for name, p in presets.load().items()
+        ],
         "kernels": lambda: [{"name": name, "about": dispatch.summary(name).partition(" - ")[2]} for name in dispatch.names()],
     }
     if kind not in kinds:

@@ -1,11 +1,9 @@
-"""What the pages tell a reader to type, typed: the shell and Python blocks of the guide, every sentence; generated pages."""
+"""What the pages tell a reader to type, typed: the shell and Python blocks of the guide, every sentence; the pages' maker."""
 
 import re
 import runpy
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -63,13 +61,6 @@ def test_formats_on_the_page_have_the_bits_it_says() -> None:
     assert len(rows) >= 8
     for name, bits in rows:
         assert formats.parse(name).bits_per_weight((1024, 1024)) == pytest.approx(float(bits), abs=6e-4)
-
-
-def test_generated_pages_are_fresh() -> None:
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "docs" / "generate.py"), "--check"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout
 
 
 def test_header_is_taken_apart() -> None:

@@ -98,27 +98,43 @@ def test_version(lowbit):
     assert code == 0 and re.fullmatch(r"\d+\.\d+\.\d+\S*\n", out)
 
 
-@pytest.mark.parametrize(("arguments", "code", "message"), [
-    (["quantise"], 2, "Unknown command 'quantise'. Nearest: quantize"),
-    (["quantize"], 2, "Missing argument 'MODEL'"),
-    (["quantize", "x", "--sampels", "3"], 2, "--sampels"),
-    (["quantize", "x", "--samples", "0"], 2, "--samples"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["quantise"], 2, "Unknown command 'quantise'. Nearest: quantize"),
+        (["quantize"], 2, "Missing argument 'MODEL'"),
+        (["quantize", "x", "--sampels", "3"], 2, "--sampels"),
+        (["quantize", "x", "--samples", "0"], 2, "--samples"),
+    ],
+)
 def test_usage_errors(lowbit, arguments, code, message):
     found, out, err = lowbit(*arguments)
     assert (found, out) == (code, "") and message in err
 
 
-@pytest.mark.parametrize(("arguments", "code", "message"), [
-    (["nowhere"], 3, "error: nowhere: there is no such folder. Give a model folder or a Hub id such as owner/name."),
-    (["MODEL", "gtpq(int4-g128)"], 2, "error: Unknown method 'gtpq'. Nearest: gptq, gptaq. 'lowbit list methods' shows all."),
-    (["MODEL", "balancd"], 2,
-     "error: Unknown preset or method 'balancd'. Nearest: balanced, balanced-8bit, balanced-3bit. "
-     "'lowbit list presets' and 'lowbit list methods' show all."),
-    (["MODEL", "gptq(int4-g100)"], 2,
-     "error: gptq(int4-g100) cannot take model.layers.0.self_attn.q_proj [128, 128]: "
-     "group 100 does not divide 128 inputs. Use g128, g64, g32, g16 or row."),
-])
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["nowhere"], 3, "error: nowhere: there is no such folder. Give a model folder or a Hub id such as owner/name."),
+        (
+            ["MODEL", "gtpq(int4-g128)"],
+            2,
+            "error: Unknown method 'gtpq'. Nearest: gptq, gptaq. 'lowbit list methods' shows all.",
+        ),
+        (
+            ["MODEL", "balancd"],
+            2,
+            "error: Unknown preset or method 'balancd'. Nearest: balanced, balanced-8bit, balanced-3bit. "
+            "'lowbit list presets' and 'lowbit list methods' show all.",
+        ),
+        (
+            ["MODEL", "gptq(int4-g100)"],
+            2,
+            "error: gptq(int4-g100) cannot take model.layers.0.self_attn.q_proj [128, 128]: "
+            "group 100 does not divide 128 inputs. Use g128, g64, g32, g16 or row.",
+        ),
+    ],
+)
 def test_errors_are_one_line_and_leave_nothing(lowbit, tiny_llama, tmp_path, arguments, code, message):
     out_folder = tmp_path / "out"
     arguments = [str(tiny_llama) if word == "MODEL" else word for word in arguments]
@@ -133,14 +149,17 @@ def test_debug_shows_where(lowbit, tiny_llama):
         lowbit("--debug", "quantize", tiny_llama, "gtpq(int4-g128)")
 
 
-@pytest.mark.parametrize(("error", "code", "told"), [
-    (RecipeError("no"), 2, "error: no\n"),
-    (CheckpointError("no"), 3, "error: no\n"),
-    (CapacityError("no"), 4, "error: no\n"),
-    (OSError(errno.ENOSPC, "No space left on device"), 4, "error: [Errno 28] No space left on device\n"),
-    (FileNotFoundError(errno.ENOENT, "No such file", "x.json"), 3, "error: [Errno 2] No such file: 'x.json'\n"),
-    (KeyboardInterrupt(), 130, "interrupted\n"),
-])
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [
+        (RecipeError("no"), 2, "error: no\n"),
+        (CheckpointError("no"), 3, "error: no\n"),
+        (CapacityError("no"), 4, "error: no\n"),
+        (OSError(errno.ENOSPC, "No space left on device"), 4, "error: [Errno 28] No space left on device\n"),
+        (FileNotFoundError(errno.ENOENT, "No such file", "x.json"), 3, "error: [Errno 2] No such file: 'x.json'\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+    ],
+)
 def test_exit_codes(capsys, error, code, told):
     def run():
         raise error

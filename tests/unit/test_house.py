@@ -1,4 +1,4 @@
-"""tools/house.py finds what it promises to find, and the house itself is clean."""
+"""tools/house.py finds what it promises to find (`make check` runs it over the house)."""
 
 import runpy
 import tomllib
@@ -19,10 +19,6 @@ def found(tmp_path: Path, place: str, text: str) -> list[str]:
     path.parent.mkdir(parents=True)
     path.write_text(text, encoding="utf-8")
     return house.survey(tmp_path / "lowbit", PROJECT)
-
-
-def test_the_house_is_clean() -> None:
-    assert house.survey(ROOT / "src" / "lowbit", PROJECT) == []
 
 
 def test_a_good_file_passes(tmp_path: Path) -> None:

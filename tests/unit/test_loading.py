@@ -18,6 +18,7 @@ from lowbit.core.errors import CheckpointError
 from lowbit.layers.linear import QuantizedLinear
 from lowbit.layers.loading import load, materialise, skeleton
 from lowbit.layers.replacing import linear_of
+from lowbit.testing._tiny import tiny
 from lowbit.testing.checkpoints import quantize_folder
 
 IDS = torch.arange(40)[None]
@@ -137,6 +138,26 @@ def test_the_skeleton_computes_its_own_buffers() -> None:
     assert torch.equal(model.model.rotary_emb.inv_freq, expected.inv_freq)
     assert model.model.rotary_emb.inv_freq.dtype == torch.float32
     assert all(p.is_meta and p.dtype == torch.bfloat16 for p in model.parameters())
+
+
+def test_a_tower_inside_a_model_computes_its_own_buffers() -> None:
+    model = tiny("gemma3")
+    made = dict(skeleton(model.config, torch.float32).named_buffers())
+    assert all(torch.equal(buffer, made[name]) for name, buffer in model.named_buffers())
+    assert any(name.endswith("position_ids") for name in made)
+
+
+@pytest.mark.parametrize("name", ["gemma3", "mixtral", "phi3"])
+@pytest.mark.parametrize("text", ["int8-row", "nf4-g32"])
+def test_files_keep_their_names_and_load(tmp_path: Path, name: str, text: str) -> None:
+    tiny(name).to(torch.bfloat16).save_pretrained(tmp_path / "in")
+    quantize_folder(tmp_path / "in", tmp_path / "out", lambda m: text if "layers" in m and "vision" not in m else "")
+    model = load(tmp_path / "out")
+    assert len(packed(model)) >= 8
+    model.save_pretrained(tmp_path / "again")
+    assert same_files(tmp_path / "out", tmp_path / "again")
+    if text == "nf4-g32":
+        assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "out")), logits(model))
 
 
 def test_one_block_can_be_filled(tiny_llama: Path) -> None:

@@ -14,8 +14,8 @@ import lowbit
 from lowbit.core.errors import CalibrationError, CapacityError, CheckpointError, RequestError
 from lowbit.pipeline import blocks
 from lowbit.pipeline import quantize as running
-from lowbit.pipeline.writer import Writer
 from lowbit.pipeline.progress import Silent
+from lowbit.pipeline.writer import Writer
 
 SMALL: dict[str, Any] = {"samples": 4, "length": 64}
 
@@ -44,7 +44,9 @@ class KillAfter(Silent):
             raise Killed
 
 
-@pytest.mark.parametrize("recipe", ["rtn(int4-g128)", "gptq(int3-g64-asym)", "awq + gptaq(int4-g128)", "gptq(int4-g128)@mlp", "rtn(nf4-g64)"])
+@pytest.mark.parametrize(
+    "recipe", ["rtn(int4-g128)", "gptq(int3-g64-asym)", "awq + gptaq(int4-g128)", "gptq(int4-g128)@mlp", "rtn(nf4-g64)"]
+)
 def test_written_folder_is_the_model_in_memory(tiny_llama: Path, tmp_path: Path, recipe: str) -> None:
     result = lowbit.quantize(str(tiny_llama), recipe, str(tmp_path / "out"), **SMALL)
     model = lowbit.load(tmp_path / "out", dtype=torch.float32)
@@ -74,7 +76,9 @@ def test_resume_gives_the_same_bytes(tiny_llama: Path, tmp_path: Path, recipe: s
 
 
 @pytest.mark.parametrize("moment", ["join", "complete", "describe"])
-def test_a_kill_after_the_last_block_is_mended_too(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
+def test_a_kill_after_the_last_block_is_mended_too(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
     lowbit.quantize(str(tiny_llama), "rtn(int4-g128)", str(tmp_path / "whole"))
     with monkeypatch.context() as patch:
         real = getattr(Writer, moment)
@@ -121,9 +125,14 @@ def test_nan_weights_are_named(tiny_llama: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("name", "text", "message"), [
-    ("empty.txt", "", "holds no text"), ("short.txt", "too short", "make no window"), ("bad.jsonl", "{}\n", "line 1"),
-])
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("empty.txt", "", "holds no text"),
+        ("short.txt", "too short", "make no window"),
+        ("bad.jsonl", "{}\n", "line 1"),
+    ],
+)
 def test_bad_calibration_files(tiny_llama: Path, tmp_path: Path, name: str, text: str, message: str) -> None:
     (tmp_path / name).write_text(text)
     with pytest.raises(CalibrationError, match=message):
@@ -160,7 +169,9 @@ def test_too_little_memory_is_told_before_work(tiny_llama: Path, tmp_path: Path,
 
 
 def test_generated_calibration(tiny_llama: Path, tmp_path: Path) -> None:
-    result = lowbit.quantize(str(tiny_llama), "gptq(int4-g128)", str(tmp_path / "out"), calibration="generated", samples=2, length=32)
+    result = lowbit.quantize(
+        str(tiny_llama), "gptq(int4-g128)", str(tmp_path / "out"), calibration="generated", samples=2, length=32
+    )
     assert result.calibration["text"] == "generated" and result.calibration["windows"] == 2
 
 

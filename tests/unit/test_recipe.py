@@ -69,32 +69,38 @@ def toys(tmp_path, monkeypatch):
     methods.get.cache_clear()
 
 
-@pytest.mark.parametrize("text", [
-    "press(int4-g128)",
-    "smooth(int4-g128)",
-    "smooth + press(int4-g128)",
-    "spin + smooth(grid=5) + press(int3-g64-asym, damp=0.05, sweeps=2)",
-    "press(int4-g128, order=none, search=false, limit=0.5)",
-    "press(int8-row) + press(int4-g128)@mlp + press(int3-g64)@layers.4-7",
-    'press(int4-g128)@"*.down_proj"',
-    "press(int4-g128)@layers.3",
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "press(int4-g128)",
+        "smooth(int4-g128)",
+        "smooth + press(int4-g128)",
+        "spin + smooth(grid=5) + press(int3-g64-asym, damp=0.05, sweeps=2)",
+        "press(int4-g128, order=none, search=false, limit=0.5)",
+        "press(int8-row) + press(int4-g128)@mlp + press(int3-g64)@layers.4-7",
+        'press(int4-g128)@"*.down_proj"',
+        "press(int4-g128)@layers.3",
+    ],
+)
 def test_round_trip(text):
     recipe = Recipe.parse(text)
     assert str(recipe) == text
     assert Recipe.parse(str(recipe)) == recipe
 
 
-@pytest.mark.parametrize(("loose", "canonical"), [
-    ("  press( int4-g128 ,damp = 0.01 ) ", "press(int4-g128)"),
-    ("smooth+press(format=int4-g128)", "smooth + press(int4-g128)"),
-    ("smooth()@mlp +press(damp=1,int4-g128)", "smooth@mlp + press(int4-g128, damp=1.0)"),
-    ("press(int4-g128)@*.o_proj", 'press(int4-g128)@"*.o_proj"'),
-    ("press(int4-g128)@'*.o_proj'", 'press(int4-g128)@"*.o_proj"'),
-    ("press(int4-g128, limit=none)", "press(int4-g128)"),
-    ("press(int4-g128, damp=1e-3)", "press(int4-g128, damp=0.001)"),
-    ("spin(householder) + press(int4-g128)", "spin(kind=householder) + press(int4-g128)"),
-])
+@pytest.mark.parametrize(
+    ("loose", "canonical"),
+    [
+        ("  press( int4-g128 ,damp = 0.01 ) ", "press(int4-g128)"),
+        ("smooth+press(format=int4-g128)", "smooth + press(int4-g128)"),
+        ("smooth()@mlp +press(damp=1,int4-g128)", "smooth@mlp + press(int4-g128, damp=1.0)"),
+        ("press(int4-g128)@*.o_proj", 'press(int4-g128)@"*.o_proj"'),
+        ("press(int4-g128)@'*.o_proj'", 'press(int4-g128)@"*.o_proj"'),
+        ("press(int4-g128, limit=none)", "press(int4-g128)"),
+        ("press(int4-g128, damp=1e-3)", "press(int4-g128, damp=0.001)"),
+        ("spin(householder) + press(int4-g128)", "spin(kind=householder) + press(int4-g128)"),
+    ],
+)
 def test_canonical(loose, canonical):
     assert str(Recipe.parse(loose)) == canonical
 
@@ -108,39 +114,64 @@ def test_python_twin():
     assert Recipe.of(recipe) is recipe
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("prss(int4-g128)", "Unknown method 'prss'. Nearest: press. 'lowbit list methods' shows all."),
-    ("PRESS(int4-g128)", "Unknown method 'PRESS'. Nearest: press. 'lowbit list methods' shows all."),
-    ("press", "press: no format to round to. Write press(int4-g128); 'lowbit list formats' shows all."),
-    ("smooth", "smooth: nothing here rounds a weight. Add a solver: smooth + gptq(int4-g128)."),
-    ("press(int4-g128, dmap=1)", "press(int4-g128, dmap=1): press has no setting 'dmap'. Nearest: damp."),
-    ("press(int4-g128, damp=high)", "press(int4-g128, damp=high): 'damp' takes a number, not 'high'. The default is 0.01."),
-    ("press(int4-g128, sweeps=1.5)",
-     "press(int4-g128, sweeps=1.5): 'sweeps' takes a whole number, not '1.5'. The default is 0."),
-    ("press(int4-g128, search=1)", "press(int4-g128, search=1): 'search' takes true or false, not '1'. The default is true."),
-    ("press(int4-g128, order=up)",
-     "press(int4-g128, order=up): 'order' takes activation, none, not 'up'. The default is activation."),
-    ("press(int4-g128, int3-g64)", "press(int4-g128, int3-g64): 'format' is given twice. Keep one."),
-    ("press(int4-g128) + smooth",
-     "press(int4-g128) + smooth: smooth would rewrite weights that press has rounded. Put smooth before press."),
-    ("press(int8-row) + press(int4-g128)",
-     "press(int8-row) + press(int4-g128): press(int8-row) and press(int4-g128) round the same layers. "
-     "Keep one, or limit the later: press(int4-g128)@mlp."),
-    ("press(int8-row)@mlp + press(int4-g128)@mlp",
-     "press(int8-row)@mlp + press(int4-g128)@mlp: press(int8-row)@mlp and press(int4-g128)@mlp round the same layers. "
-     "Keep one, or narrow the selector of the later."),
-    ("press(int8-row)@mlp + press(int4-g128)",
-     "press(int8-row)@mlp + press(int4-g128): press(int8-row)@mlp and press(int4-g128) round the same layers. "
-     "Put the narrower step last."),
-    ("press(int4-g128)@mpl",
-     "press(int4-g128)@mpl: unknown selector 'mpl'. Nearest: mlp. Also layers.A-B and \"glob\", as \"*.down_proj\"."),
-    ("press(int4-g128)@layers.7-4", "press(int4-g128)@layers.7-4: layers 7 to 4 run backwards. Write layers.4-7."),
-    ("press(int4-g128) +",
-     "'press(int4-g128) +': no step can be read at its end. Write method(format, key=value)@selector, joined by +."),
-    ("smooth + press(int4",
-     "'smooth + press(int4': no step can be read at 'press(int4'. Write method(format, key=value)@selector, joined by +."),
-    ("", "'': no step can be read at its end. Write method(format, key=value)@selector, joined by +."),
-])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("prss(int4-g128)", "Unknown method 'prss'. Nearest: press. 'lowbit list methods' shows all."),
+        ("PRESS(int4-g128)", "Unknown method 'PRESS'. Nearest: press. 'lowbit list methods' shows all."),
+        ("press", "press: no format to round to. Write press(int4-g128); 'lowbit list formats' shows all."),
+        ("smooth", "smooth: nothing here rounds a weight. Add a solver: smooth + gptq(int4-g128)."),
+        ("press(int4-g128, dmap=1)", "press(int4-g128, dmap=1): press has no setting 'dmap'. Nearest: damp."),
+        ("press(int4-g128, damp=high)", "press(int4-g128, damp=high): 'damp' takes a number, not 'high'. The default is 0.01."),
+        (
+            "press(int4-g128, sweeps=1.5)",
+            "press(int4-g128, sweeps=1.5): 'sweeps' takes a whole number, not '1.5'. The default is 0.",
+        ),
+        (
+            "press(int4-g128, search=1)",
+            "press(int4-g128, search=1): 'search' takes true or false, not '1'. The default is true.",
+        ),
+        (
+            "press(int4-g128, order=up)",
+            "press(int4-g128, order=up): 'order' takes activation, none, not 'up'. The default is activation.",
+        ),
+        ("press(int4-g128, int3-g64)", "press(int4-g128, int3-g64): 'format' is given twice. Keep one."),
+        (
+            "press(int4-g128) + smooth",
+            "press(int4-g128) + smooth: smooth would rewrite weights that press has rounded. Put smooth before press.",
+        ),
+        (
+            "press(int8-row) + press(int4-g128)",
+            "press(int8-row) + press(int4-g128): press(int8-row) and press(int4-g128) round the same layers. "
+            "Keep one, or limit the later: press(int4-g128)@mlp.",
+        ),
+        (
+            "press(int8-row)@mlp + press(int4-g128)@mlp",
+            "press(int8-row)@mlp + press(int4-g128)@mlp: press(int8-row)@mlp and press(int4-g128)@mlp round the same layers. "
+            "Keep one, or narrow the selector of the later.",
+        ),
+        (
+            "press(int8-row)@mlp + press(int4-g128)",
+            "press(int8-row)@mlp + press(int4-g128): press(int8-row)@mlp and press(int4-g128) round the same layers. "
+            "Put the narrower step last.",
+        ),
+        (
+            "press(int4-g128)@mpl",
+            'press(int4-g128)@mpl: unknown selector \'mpl\'. Nearest: mlp. Also layers.A-B and "glob", as "*.down_proj".',
+        ),
+        ("press(int4-g128)@layers.7-4", "press(int4-g128)@layers.7-4: layers 7 to 4 run backwards. Write layers.4-7."),
+        (
+            "press(int4-g128) +",
+            "'press(int4-g128) +': no step can be read at its end. Write method(format, key=value)@selector, joined by +.",
+        ),
+        (
+            "smooth + press(int4",
+            "'smooth + press(int4': no step can be read at 'press(int4'. "
+            "Write method(format, key=value)@selector, joined by +.",
+        ),
+        ("", "'': no step can be read at its end. Write method(format, key=value)@selector, joined by +."),
+    ],
+)
 def test_errors(text, message):
     with pytest.raises(RecipeError) as error:
         Recipe.parse(text)
@@ -178,8 +209,13 @@ class Linear:
     layer: int
 
 
-SHAPES = [("self_attn.q_proj", 384, 384), ("self_attn.k_proj", 128, 384), ("self_attn.o_proj", 384, 384),
-          ("mlp.up_proj", 1024, 384), ("mlp.down_proj", 384, 1024)]
+SHAPES = [
+    ("self_attn.q_proj", 384, 384),
+    ("self_attn.k_proj", 128, 384),
+    ("self_attn.o_proj", 384, 384),
+    ("mlp.up_proj", 1024, 384),
+    ("mlp.down_proj", 384, 1024),
+]
 
 
 def tiny(layers=6):
@@ -250,8 +286,14 @@ def test_outlook_grows_with_tokens_and_shrinks_with_speed():
     assert large["peak_memory"] > small["peak_memory"] > 4 * 1_600_000
     assert large["seconds"] > small["seconds"] == pytest.approx(2 * made.outlook(tokens=2048, flops=2e10, **sizes)["seconds"])
     assert len(large["layers"]) == 30
-    assert large["layers"][0] == {"name": "model.layers.0.self_attn.q_proj", "shape": [384, 384], "method": "smooth + press",
-                                  "format": "int4-g128", "bits": 4.125, "bytes": 384 * 384 * 4.125 / 8}
+    assert large["layers"][0] == {
+        "name": "model.layers.0.self_attn.q_proj",
+        "shape": [384, 384],
+        "method": "smooth + press",
+        "format": "int4-g128",
+        "bits": 4.125,
+        "bytes": 384 * 384 * 4.125 / 8,
+    }
     assert large["bytes"] == sum(row["bytes"] for row in large["layers"])
 
 
@@ -260,17 +302,30 @@ def test_statistics_that_are_needed():
     assert plan("press(int4-g128)").needs_data and not plan("press(int4-g128)").needs_reference
 
 
-@pytest.mark.parametrize(("sentence", "kind", "message"), [
-    ("press(int4-g100)", ShapeError,
-     "press(int4-g100) cannot take model.layers.0.self_attn.q_proj [384, 384]: "
-     "group 100 does not divide 384 inputs. Use g128, g64, g32, g16 or row."),
-    ("press(int4-g128)@experts", RecipeError,
-     "press(int4-g128)@experts: this selects none of the model's 31 linears. It has attn, mlp, head, layers.0-5, "
-     "and by glob *.q_proj, *.k_proj, *.o_proj, *.up_proj, *.down_proj, lm_head."),
-    ("press(int8-row)@mlp + press(int4-g128)@layers.0-5", RecipeError,
-     "press(int8-row)@mlp + press(int4-g128)@layers.0-5: press(int4-g128)@layers.0-5 takes every layer of press(int8-row)@mlp. "
-     "Remove press(int8-row)@mlp, or narrow the later selector."),
-])
+@pytest.mark.parametrize(
+    ("sentence", "kind", "message"),
+    [
+        (
+            "press(int4-g100)",
+            ShapeError,
+            "press(int4-g100) cannot take model.layers.0.self_attn.q_proj [384, 384]: "
+            "group 100 does not divide 384 inputs. Use g128, g64, g32, g16 or row.",
+        ),
+        (
+            "press(int4-g128)@experts",
+            RecipeError,
+            "press(int4-g128)@experts: this selects none of the model's 31 linears. It has attn, mlp, head, layers.0-5, "
+            "and by glob *.q_proj, *.k_proj, *.o_proj, *.up_proj, *.down_proj, lm_head.",
+        ),
+        (
+            "press(int8-row)@mlp + press(int4-g128)@layers.0-5",
+            RecipeError,
+            "press(int8-row)@mlp + press(int4-g128)@layers.0-5: "
+            "press(int4-g128)@layers.0-5 takes every layer of press(int8-row)@mlp. "
+            "Remove press(int8-row)@mlp, or narrow the later selector.",
+        ),
+    ],
+)
 def test_plan_errors(sentence, kind, message):
     with pytest.raises(kind) as error:
         plan(sentence)

@@ -17,29 +17,64 @@ KINDS = {"self_attn.q_proj": 1.0, "self_attn.o_proj": 3.0, "mlp.down_proj": 2.0}
 
 
 def summary(kl, scale=1.0):
-    return {"windows": 32, "perplexity": 20.0 + kl / 50, "perplexity_se": 0.31, "kl": kl * scale / 1000,
-            "kl_se": kl * scale / 5e4, "top1": 1 - kl / 2000, "top1_se": 0.002, "original_perplexity": 20.0}
+    return {
+        "windows": 32,
+        "perplexity": 20.0 + kl / 50,
+        "perplexity_se": 0.31,
+        "kl": kl * scale / 1000,
+        "kl_se": kl * scale / 5e4,
+        "top1": 1 - kl / 2000,
+        "top1_se": 0.002,
+        "original_perplexity": 20.0,
+    }
 
 
 def row(name, bits, kl):
     format = f"int{bits}-g128-asym"
     sentence = f"awq + gptq({format})" if "+" in name else f"{name}({format})"
-    layers = [{"name": f"model.layers.{block}.{kind}", "format": format, "bits": bits + 0.15625,
-               "error": kl * factor * (block + 1) / 1e5}
-              for block in range(3) for kind, factor in KINDS.items()]
-    return {"recipe": sentence, "sentence": sentence, "bits_per_weight": bits + 0.15625, "bytes": 2_000_000 * bits,
-            "seconds": 12.3, "peak_memory": 730_000_000, "layers": layers,
-            "texts": {"books": summary(kl), "docs": summary(kl, 1.2)}}
+    layers = [
+        {
+            "name": f"model.layers.{block}.{kind}",
+            "format": format,
+            "bits": bits + 0.15625,
+            "error": kl * factor * (block + 1) / 1e5,
+        }
+        for block in range(3)
+        for kind, factor in KINDS.items()
+    ]
+    return {
+        "recipe": sentence,
+        "sentence": sentence,
+        "bits_per_weight": bits + 0.15625,
+        "bytes": 2_000_000 * bits,
+        "seconds": 12.3,
+        "peak_memory": 730_000_000,
+        "layers": layers,
+        "texts": {"books": summary(kl), "docs": summary(kl, 1.2)},
+    }
 
 
 @pytest.fixture
 def result():
     """A comparison of four methods at two sizes."""
-    original = {"recipe": "original", "bits_per_weight": 16.0, "bytes": 25_200_000, "seconds": 0.0,
-                "peak_memory": 0, "layers": [], "texts": {"books": summary(0.0), "docs": summary(0.0)}}
+    original = {
+        "recipe": "original",
+        "bits_per_weight": 16.0,
+        "bytes": 25_200_000,
+        "seconds": 0.0,
+        "peak_memory": 0,
+        "layers": [],
+        "texts": {"books": summary(0.0), "docs": summary(0.0)},
+    }
     rows = [row(name, bits, kl[4 - bits]) for bits in (4, 3) for name, kl in KL.items()]
-    return {"original": "models/lowbit-tiny", "length": 2048, "calibration": "bundled", "samples": None, "seed": 0,
-            "rows": [original, *rows]}
+    return {
+        "original": "models/lowbit-tiny",
+        "length": 2048,
+        "calibration": "bundled",
+        "samples": None,
+        "seed": 0,
+        "rows": [original, *rows],
+    }
 
 
 def drawn(*renderables):
@@ -48,24 +83,45 @@ def drawn(*renderables):
     return console.export_text()
 
 
-@pytest.mark.parametrize(("count", "told"), [
-    (999, "999 B"), (12_300, "12.3 kB"), (8_123_000, "8.12 MB"), (1.5e9, "1.5 GB"), (2.5e12, "2500 GB"),
-])
+@pytest.mark.parametrize(
+    ("count", "told"),
+    [
+        (999, "999 B"),
+        (12_300, "12.3 kB"),
+        (8_123_000, "8.12 MB"),
+        (1.5e9, "1.5 GB"),
+        (2.5e12, "2500 GB"),
+    ],
+)
 def test_size(count, told):
     assert table.size(count) == told
 
 
-@pytest.mark.parametrize(("seconds", "told"), [
-    (0.4, "0.4 s"), (8.31, "8.3 s"), (61, "61 s"), (250, "4 min 10 s"), (7510, "2 h 5 min"),
-])
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [
+        (0.4, "0.4 s"),
+        (8.31, "8.3 s"),
+        (61, "61 s"),
+        (250, "4 min 10 s"),
+        (7510, "2 h 5 min"),
+    ],
+)
 def test_duration(seconds, told):
     assert table.duration(seconds) == told
 
 
-@pytest.mark.parametrize(("value", "error", "digits", "told"), [
-    (38.07, 0.93, 1, "38.1 ± 0.9"), (2.345, 0.012, 1, "2.35 ± 0.01"), (0.2, 0.00003, 1, "0.2000 ± 0.0000"),
-    (20.0, None, 2, "20.00"), (None, None, 1, "–"), (20.0, 0.0, 1, "20.0"),
-])
+@pytest.mark.parametrize(
+    ("value", "error", "digits", "told"),
+    [
+        (38.07, 0.93, 1, "38.1 ± 0.9"),
+        (2.345, 0.012, 1, "2.35 ± 0.01"),
+        (0.2, 0.00003, 1, "0.2000 ± 0.0000"),
+        (20.0, None, 2, "20.00"),
+        (None, None, 1, "–"),
+        (20.0, 0.0, 1, "20.0"),
+    ],
+)
 def test_measured(value, error, digits, told):
     assert table.measured(value, error, digits) == told
 
@@ -99,11 +155,16 @@ def test_evaluation_layers_and_facts():
     assert "[a-b]" in drawn(table.rows([{"name": "[a-b]", "about": True}]))
 
 
-@pytest.mark.parametrize(("sentence", "method"), [
-    ("gptq(int4-g128)", "gptq"), ("awq + gptq(int3-g64-asym)@mlp", "awq + gptq"),
-    ("gptq(int4-g128, damp=0.05)", "gptq(damp=0.05)"),
-    ("rtn(int8-row) + rtn(int4-g128)@mlp", "rtn"), ("smooth(alpha=0.5) + rtn(int8-row)", "smooth(alpha=0.5) + rtn"),
-])
+@pytest.mark.parametrize(
+    ("sentence", "method"),
+    [
+        ("gptq(int4-g128)", "gptq"),
+        ("awq + gptq(int3-g64-asym)@mlp", "awq + gptq"),
+        ("gptq(int4-g128, damp=0.05)", "gptq(damp=0.05)"),
+        ("rtn(int8-row) + rtn(int4-g128)@mlp", "rtn"),
+        ("smooth(alpha=0.5) + rtn(int8-row)", "smooth(alpha=0.5) + rtn"),
+    ],
+)
 def test_method_of(sentence, method):
     assert table.method_of({"recipe": "x", "sentence": sentence}) == method
 
@@ -165,8 +226,10 @@ def test_pictures_without_errors_or_with_one_row(result, tmp_path):
 
 def test_experts_are_drawn_together(result):
     rows = copy.deepcopy(result["rows"][:2])
-    rows[1]["layers"] = [{"name": f"model.layers.0.mlp.experts.{e}.up_proj", "format": "x", "bits": 4.0, "error": 0.1 * (e + 1)}
-                         for e in range(3)]
+    rows[1]["layers"] = [
+        {"name": f"model.layers.0.mlp.experts.{e}.up_proj", "format": "x", "bits": 4.0, "error": 0.1 * (e + 1)}
+        for e in range(3)
+    ]
     assert pictures._kinds(rows) == {"expert up_proj": {1: {0: pytest.approx([0.1, 0.2, 0.3])}}}
 
 
@@ -220,9 +283,15 @@ def test_page(result, tmp_path):
 def told(**changes):
     """What a run tells its model card."""
     made = row("gptq", 4, 38.1)
-    return {"model": "owner/name", "sentence": made["sentence"], "bits_per_weight": 4.15625, "layers": made["layers"],
-            "version": "0.1.0", "check": {"text": "bundled", **summary(38.1)},
-            "calibration": {"text": "bundled", "windows": 64, "length": 2048, "digest": "0123456789abcdef"}} | changes
+    return {
+        "model": "owner/name",
+        "sentence": made["sentence"],
+        "bits_per_weight": 4.15625,
+        "layers": made["layers"],
+        "version": "0.1.0",
+        "check": {"text": "bundled", **summary(38.1)},
+        "calibration": {"text": "bundled", "windows": 64, "length": 2048, "digest": "0123456789abcdef"},
+    } | changes
 
 
 def front(text):

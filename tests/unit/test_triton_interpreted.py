@@ -26,7 +26,9 @@ def test_in_the_interpreter() -> None:
     source = Path(__file__).parents[2] / "src"
     path = os.pathsep.join(p for p in (str(source), os.environ.get("PYTHONPATH", "")) if p)
     command = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", __file__]
-    done = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": path}, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": path}, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     assert "PASSED" in done.stdout, done.stdout[-4000:]
 
@@ -102,7 +104,17 @@ def test_a_panel_equals_the_loop_over_columns(text: str) -> None:
     element = grid.format.dtype
     levels = None if text.startswith("int") else element.decode(torch.arange(element.codes, dtype=torch.uint8)).sort().values
     zero = None if grid.zero is None else grid.zero.T.contiguous()
-    codes, values = triton.panel(x, x, factor.lower, (factor.columns // 32).int(), grid.scale.T.contiguous(), zero, element.minimum, element.maximum, levels)
+    codes, values = triton.panel(
+        x,
+        x,
+        factor.lower,
+        (factor.columns // 32).int(),
+        grid.scale.T.contiguous(),
+        zero,
+        element.minimum,
+        element.maximum,
+        levels,
+    )
     same = codes == expected_codes.float().T[factor.columns]
     assert same.float().mean() > 0.97  # the order of sums moves a few codes across a rounding boundary
     loss = ldl.loss(w - expected, moment)

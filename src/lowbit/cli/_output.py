@@ -39,8 +39,9 @@ class Output(contextlib.AbstractContextManager["Output"]):
         """A rich console on the real stdout; wide where there is no terminal."""
         from rich.console import Console
 
-        return Console(file=self.stream, width=None if self.stream.isatty() else 160,
-                       highlight=False, markup=False, emoji=False)
+        return Console(
+            file=self.stream, width=None if self.stream.isatty() else 160, highlight=False, markup=False, emoji=False
+        )
 
     def say(self, text: str, end: str = "\n") -> None:
         """Text for a reader, at once; nothing when an object is wanted."""

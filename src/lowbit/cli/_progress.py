@@ -56,8 +56,13 @@ class Bar(Lines):
         from rich.console import Console
 
         super().start(what, blocks)
-        columns = [rich.TextColumn("{task.description}"), rich.BarColumn(bar_width=28), rich.MofNCompleteColumn(),
-                   rich.TextColumn("{task.fields[left]}"), rich.TextColumn("[dim]{task.fields[layer]}")]
+        columns = [
+            rich.TextColumn("{task.description}"),
+            rich.BarColumn(bar_width=28),
+            rich.MofNCompleteColumn(),
+            rich.TextColumn("{task.fields[left]}"),
+            rich.TextColumn("[dim]{task.fields[layer]}"),
+        ]
         self._bar = rich.Progress(*columns, console=Console(stderr=True), refresh_per_second=4)
         self._task = self._bar.add_task(what, total=blocks, layer="", left="")
         self._bar.start()

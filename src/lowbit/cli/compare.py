@@ -30,8 +30,19 @@ def command(
     Recipes that the folder already holds are not made again.
     """
     with Output(json) as output:
-        result = verbs().compare(original, recipes, out=out, text=text, windows=windows, calibration=calibration,
-                                 samples=samples, length=length, seed=seed, device=device, progress=progress())
+        result = verbs().compare(
+            original,
+            recipes,
+            out=out,
+            text=text,
+            windows=windows,
+            calibration=calibration,
+            samples=samples,
+            length=length,
+            seed=seed,
+            device=device,
+            progress=progress(),
+        )
         output.object(result)
         if not json:
             from lowbit.report import table

@@ -10,8 +10,9 @@ from lowbit.cli._output import Output, verbs
 
 def command(
     model: options.Model,
-    against: Annotated[str | None, typer.Option(
-        help="The original, for KL divergence and agreement.", metavar="ORIGINAL", show_default=False)] = None,
+    against: Annotated[
+        str | None, typer.Option(help="The original, for KL divergence and agreement.", metavar="ORIGINAL", show_default=False)
+    ] = None,
     text: options.Text = [],  # noqa: B006 - typer reads the default, nothing changes it
     windows: options.Windows = None,
     length: options.Length = None,

@@ -9,8 +9,9 @@ from lowbit.cli._output import Output, verbs
 
 
 def command(
-    kind: Annotated[str, typer.Argument(help="methods, formats, presets, architectures or kernels.", metavar="KIND",
-                                        show_default=False)],
+    kind: Annotated[
+        str, typer.Argument(help="methods, formats, presets, architectures or kernels.", metavar="KIND", show_default=False)
+    ],
     json: options.Json = False,
 ) -> None:
     """List methods, formats, presets, architectures or kernels, each with one line.

@@ -35,12 +35,23 @@ def command(
     """
     with Output(json) as output:
         try:
-            result = verbs().quantize(model, recipe, out, calibration=calibration, samples=samples, length=length, seed=seed,
-                                      device=device, dry_run=dry_run, progress=progress()).to_json()
+            made = verbs().quantize(
+                model,
+                recipe,
+                out,
+                calibration=calibration,
+                samples=samples,
+                length=length,
+                seed=seed,
+                device=device,
+                dry_run=dry_run,
+                progress=progress(),
+            )
         except KeyboardInterrupt:
             again = shlex.join(["lowbit", *sys.argv[1:]])
             print(f"\ninterrupted; the same command goes on where this one stopped:\n  {again}", file=sys.stderr)
             raise typer.Exit(130) from None
+        result = made.to_json()
         output.object(result)
         if dry_run:
             _show_outlook(output, result)
@@ -53,8 +64,10 @@ def _show_outlook(output: Output, result: dict[str, Any]) -> None:
 
     outlook = result["outlook"]
     output.show(table.layers(outlook["layers"]))
-    output.say(f"{result['sentence']}\n{len(outlook['layers'])} layers, {result['bits_per_weight']:.3f} bits per weight; "
-               f"{table.size(result['bytes'])} to write to {result['out']}")
+    output.say(
+        f"{result['sentence']}\n{len(outlook['layers'])} layers, {result['bits_per_weight']:.3f} bits per weight; "
+        f"{table.size(result['bytes'])} to write to {result['out']}"
+    )
     memory, time = table.size(outlook["peak_memory"]), table.duration(outlook["seconds"])
     output.say(f"peak memory about {memory}, time about {time} (estimates)")
 
@@ -63,4 +76,4 @@ def _show_result(output: Output, result: dict[str, Any]) -> None:
     from lowbit.report import table
 
     output.show(table.result(result))
-    output.say(f"next: lowbit generate {shlex.quote(result['out'])} \"Once upon a time\"")
+    output.say(f'next: lowbit generate {shlex.quote(result["out"])} "Once upon a time"')

@@ -29,4 +29,4 @@ class Chain:
         return Chain(self.steps + more)
 
     def __radd__(self, other: Link) -> Chain:
-        return Chain(((other, ""),) + self.steps)
+        return Chain(((other, ""), *self.steps))

@@ -16,6 +16,16 @@ def available_memory(device: torch.device) -> int:
     return found[0] if found else 1 << 62
 
 
+def peak_memory() -> int:
+    """The most bytes that this process held at once, file pages included; 0 where the system does not say.
+
+    Not ru_maxrss: a child's begins at its parent's.
+    """
+    status = Path("/proc/self/status")
+    lines = status.read_text(encoding="utf-8").splitlines() if status.exists() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), 0)
+
+
 def throughput(device: torch.device, seconds: float = 0.1) -> float:
     """Operations a second of a float32 product of 512 x 1024 x 1024, over a tenth of a second."""
     a, b = torch.randn(512, 1024, device=device), torch.randn(1024, 1024, device=device)

@@ -1,7 +1,7 @@
 """comparison - one original, several sentences: quantize by each, measure all on the same windows.
 
-Out       {"original": ..., "rows": [row, ...]}; the first row is the original, each row plain data: recipe, bits_per_weight, bytes,
-          seconds, peak_memory, texts {name: summary}, layers.
+Out       {"original": ..., "rows": [row, ...]}; the first row is the original. A row is plain data: recipe, bits_per_weight,
+          bytes, seconds, peak_memory, texts {name: summary}, layers.
 Idea      Every quantization runs in a process of its own, so that its peak memory is its own and nothing of one run reaches the
           next; the measured model is the written folder, loaded packed.
 """
@@ -23,9 +23,21 @@ from lowbit.pipeline.progress import Progress
 from lowbit.pipeline.source import resolve, tokenizer_of
 
 
-def compare(original: str, recipes: Sequence[str], out: Path, *, text: Sequence[str], windows: int | None, calibration: str,
-            samples: int | None, length: int | None, seed: int, device: str | None, progress: Progress) -> dict[str, Any]:
-    """Quantize and measure; checkpoints stay in `out`, one folder a sentence. A finished one is measured again, not made again."""
+def compare(
+    original: str,
+    recipes: Sequence[str],
+    out: Path,
+    *,
+    text: Sequence[str],
+    windows: int | None,
+    calibration: str,
+    samples: int | None,
+    length: int | None,
+    seed: int,
+    device: str | None,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Quantize and measure; checkpoints stay in `out`, a folder a sentence. A finished one is measured, not made again."""
     folder = resolve(original)
     base = load(str(folder), dtype=torch.float32, device=device)
     span = length or measure.window_length(base)
@@ -33,12 +45,21 @@ def compare(original: str, recipes: Sequence[str], out: Path, *, text: Sequence[
     reference = measure.Reference(base)
     out.mkdir(parents=True, exist_ok=True)
     size = sum(f.stat().st_size for f in folder.glob("*.safetensors"))
-    rows = [{"recipe": "original", "bits_per_weight": measure.bits_per_weight(load(str(folder), device=device)), "bytes": size, "seconds": 0.0,
-             "peak_memory": 0, "layers": [], "texts": {n: measure.divergence(base, t, reference).summary() for n, t in texts.items()}}]
+    rows = [
+        {
+            "recipe": "original",
+            "bits_per_weight": measure.bits_per_weight(load(str(folder), device=device)),
+            "bytes": size,
+            "seconds": 0.0,
+            "peak_memory": 0,
+            "layers": [],
+            "texts": {n: measure.divergence(None, t, reference).summary() for n, t in texts.items()},
+        }
+    ]
     progress.start("compare", len(recipes))
     for index, sentence in enumerate(recipes):
         start = time.perf_counter()
-        target = out / "".join(c if c.isalnum() or c in "-_.=" else "_" for c in sentence).strip("_")
+        target = out / folder_name(sentence)
         made = _made(original, sentence, target, calibration, samples, length, seed, device)
         model = load(str(target), device=device)
         row = {"recipe": sentence, **made, "bits_per_weight": measure.bits_per_weight(model), "path": str(target)}
@@ -50,8 +71,21 @@ def compare(original: str, recipes: Sequence[str], out: Path, *, text: Sequence[
     return {"original": original, "length": span, "calibration": calibration, "samples": samples, "seed": seed, "rows": rows}
 
 
-def _made(original: str, sentence: str, target: Path, calibration: str, samples: int | None, length: int | None, seed: int,
-          device: str | None) -> dict[str, Any]:
+def folder_name(sentence: str) -> str:
+    """The folder that a sentence's checkpoint goes to: "awq + gptq(int4-g128)" -> "awq+gptq_int4-g128"."""
+    return "".join(c if c.isalnum() or c in "-_.=+" else "" if c in " )" else "_" for c in sentence)
+
+
+def _made(
+    original: str,
+    sentence: str,
+    target: Path,
+    calibration: str,
+    samples: int | None,
+    length: int | None,
+    seed: int,
+    device: str | None,
+) -> dict[str, Any]:
     """What `lowbit quantize` says of the folder `target`, making it when it is not there."""
     kept = target / "comparison.json"
     if kept.exists():
@@ -60,10 +94,12 @@ def _made(original: str, sentence: str, target: Path, calibration: str, samples:
     options = {"calibration": calibration, "samples": samples, "length": length, "seed": seed, "device": device}
     arguments = [f"--{k}={v}" for k, v in options.items() if v is not None]
     command = [sys.executable, "-m", "lowbit", "quantize", original, sentence, f"--out={target}", *arguments, "--json"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         told = done.stderr.strip().splitlines()
-        kind = {2: errors.RequestError, 3: errors.CheckpointError, 4: errors.CapacityError}.get(done.returncode, errors.LowbitError)
+        kind = {2: errors.RequestError, 3: errors.CheckpointError, 4: errors.CapacityError}.get(
+            done.returncode, errors.LowbitError
+        )
         raise kind(f"{sentence}: {told[-1].removeprefix('error: ') if told else f'ended with code {done.returncode}'}")
     result = json.loads(done.stdout)
     row = {k: result[k] for k in ("bytes", "seconds", "peak_memory", "layers", "sentence")}

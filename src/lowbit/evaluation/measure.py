@@ -2,8 +2,8 @@
 
 In        a model folder or Hub id, the original to compare with, texts.
 Out       {"bits_per_weight": ..., "texts": {name: {perplexity, perplexity_se, kl, kl_se, top1, top1_se, windows}}}
-Idea      Windows of 2048 tokens (beginning-of-text + next 2047), no overlap; the original in float32 against the quantized model
-          with its decoded weights in float32; all positions count; standard errors over windows.
+Idea      Windows of 2048 tokens (beginning-of-text + next 2047), no overlap; the original in float32 against the quantized
+          model with its decoded weights in float32; all positions count; standard errors over windows.
 Traps     Never evaluate on the calibration text. Differences below two standard errors are no difference; `paired` is tighter.
 """
 
@@ -66,11 +66,12 @@ def read_texts(names: Sequence[str], tokenizer: Any, length: int, count: int | N
     return found
 
 
-def divergence(model: nn.Module, windows: Tensor, reference: Reference | None) -> Divergence:
-    """Run both models over windows [windows, length]."""
+def divergence(model: nn.Module | None, windows: Tensor, reference: Reference | None) -> Divergence:
+    """Run both models over windows [windows, length]; model None: the reference against itself."""
     found = Divergence()
     for row in windows:
-        found.add(row, logits_of(model, row), None if reference is None else reference.logits(row))
+        original = None if reference is None else reference.logits(row)
+        found.add(row, original if model is None else logits_of(model, row), original)
     return found
 
 
@@ -83,8 +84,14 @@ def bits_per_weight(model: nn.Module) -> float:
     return 8 * sum(w.numel() * w.element_size() for w in floats) / max(1, sum(w.numel() for w in floats))
 
 
-def evaluate(model: str, against: str | None = None, text: Sequence[str] = (), windows: int | None = None,
-             length: int | None = None, device: str | None = None) -> dict[str, Any]:
+def evaluate(
+    model: str,
+    against: str | None = None,
+    text: Sequence[str] = (),
+    windows: int | None = None,
+    length: int | None = None,
+    device: str | None = None,
+) -> dict[str, Any]:
     """Measure a model, and its divergence from the original when one is given.
 
     text: files, datasets names, "bundled" or "pydoc" (default: the last two). windows: at most so many per text (default 32).

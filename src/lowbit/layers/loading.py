@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.utils import logging
 
-from lowbit import architectures, checkpoints
+from lowbit import checkpoints
 from lowbit.checkpoints.folder import Folder
 from lowbit.core.errors import CheckpointError
 from lowbit.kernels import packing
@@ -44,9 +44,8 @@ def load(path: str | Path, dtype: torch.dtype | None = None, device: str | torch
     config = folder.config()
     del config.quantization_config
     model = skeleton(config, dtype)
-    apart = replacing.has_experts(folder.names)
-    stored = checkpoints.Stored(folder, architectures.find(config).renames if apart else ())
-    if apart:
+    stored = checkpoints.Stored(folder, replacing.renames_of(config, folder.names))
+    if replacing.has_experts(folder.names):
         replacing.open_experts(model)
     _check(model, stored)
     _fill(model, stored, device)
@@ -61,18 +60,25 @@ def skeleton(config: Any, dtype: torch.dtype) -> Any:
     """The causal-LM class of a config without weights: parameters on meta, buffers that no file holds real, on the CPU."""
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype)
-    for module in model.modules():
+    for path, module in model.named_modules():
         unsaved = {n: module._buffers.get(n) for n in module._non_persistent_buffers_set}
         lost = {n: buffer for n, buffer in unsaved.items() if buffer is not None and buffer.is_meta}
         for name, buffer in lost.items():
             module._buffers[name] = torch.full_like(buffer, torch.nan if buffer.is_floating_point() else 0, device="cpu")
         if lost:
-            model._init_weights(module)
+            _family(model, path)._init_weights(module)
         wrong = [n for n in lost if torch.isnan(module._buffers[n]).any()]
         if wrong:
             name = f"{type(module).__name__}.{wrong[0]}"
             raise CheckpointError(f"{name}: transformers does not compute this buffer. Update transformers.")
     return model.requires_grad_(False).eval()
+
+
+def _family(model: Any, path: str) -> Any:
+    """The nearest model of transformers around a module: a vision tower inside a language model initialises its own parts."""
+    while path and not hasattr(model.get_submodule(path), "_init_weights"):
+        path = path.rpartition(".")[0]
+    return model.get_submodule(path)
 
 
 def materialise(module: nn.Module, get: Get, prefix: str = "", device: torch.device | str = "cpu") -> nn.Module:

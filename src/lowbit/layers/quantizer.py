@@ -20,7 +20,7 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from lowbit import architectures, checkpoints
+from lowbit import checkpoints
 from lowbit.checkpoints import lowbit as own
 from lowbit.checkpoints.folder import Shard
 from lowbit.checkpoints.folder.shard import Entry
@@ -45,7 +45,7 @@ class LowbitQuantizer(HfQuantizer):
     """Swaps linears before loading, prepares them afterwards.
 
     form: the file format that saving writes. originals: what the files call tensors and modules, where the model differs and
-    transformers does not know. renames: the architecture's, when experts were taken apart.
+    transformers does not know. renames: the architecture's. apart: experts were taken apart.
     """
 
     requires_calibration = True
@@ -54,7 +54,8 @@ class LowbitQuantizer(HfQuantizer):
         super().__init__(quantization_config, **kwargs)
         self.form: ModuleType = own
         self.originals: dict[str, str] = {}
-        self.renames: tuple[tuple[str, str], ...] | None = None
+        self.renames: tuple[tuple[str, str], ...] = ()
+        self.apart = False
 
     def _process_model_before_weight_loading(self, model: Any, checkpoint_files: Iterable[str] = (), **kwargs: Any) -> None:
         entries: dict[str, Entry] = {}
@@ -63,9 +64,10 @@ class LowbitQuantizer(HfQuantizer):
                 entries |= shard.entries
         modules = sorted({m["module"] for m in map(checkpoints.PART.fullmatch, entries) if m})
         formats = own.formats(self.quantization_config.to_dict(), modules)
-        if replacing.has_experts(formats):
+        self.renames = replacing.renames_of(model.config, formats)
+        self.apart = replacing.has_experts(formats)
+        if self.apart:
             replacing.open_experts(model)
-            self.renames = architectures.find(model.config).renames
         for module, format in formats.items():
             _swap(model, module, self.renames, format, entries)
 
@@ -74,7 +76,7 @@ class LowbitQuantizer(HfQuantizer):
 
         model: transformers 5.17 does not give it yet.
         """
-        if self.renames is not None:
+        if self.apart:
             weight_conversions = [c for c in weight_conversions if not _fuses(c)]
             weight_conversions += [WeightRenaming(pattern, replacement) for pattern, replacement in self.renames]
         converted: list[Any] = super().update_weight_conversions(weight_conversions, *model)
@@ -109,11 +111,9 @@ def _fuses(conversion: Any) -> bool:
     return isinstance(conversion, WeightConverter) and any("experts" in pattern for pattern in conversion.target_patterns)
 
 
-def _swap(
-    model: Any, module: str, renames: Iterable[tuple[str, str]] | None, format: Format, entries: dict[str, Entry]
-) -> None:
+def _swap(model: Any, module: str, renames: Iterable[tuple[str, str]], format: Format, entries: dict[str, Entry]) -> None:
     """Put a QuantizedLinear with empty buffers in the place of `module`; a model without its head has shorter names."""
-    name = checkpoints.rename(f"{module}.weight", renames or ()).removesuffix(".weight")
+    name = checkpoints.rename(f"{module}.weight", renames).removesuffix(".weight")
     name = name if name in dict(model.named_modules()) else name.removeprefix(f"{model.base_model_prefix}.")
     linear = replacing.linear_of(model, name)
     own_entries = {n.removeprefix(f"{module}."): e for n, e in entries.items() if replacing.module_of(n) == module}
@@ -130,6 +130,7 @@ def attach(model: Any, stored: "checkpoints.Stored") -> None:
     model.hf_quantizer.form = stored.form
     model.hf_quantizer.originals = stored.originals | {module: stored.original(module) for module in stored.formats}
     model.config.quantization_config = config
+    model._weight_conversions = []  # the names that `originals` gives are final
 
 
 AUTO_QUANTIZATION_CONFIG_MAPPING.setdefault("lowbit", LowbitConfig)

@@ -26,6 +26,12 @@ def has_experts(names: Iterable[str]) -> bool:
     return any(EXPERT.search(name) for name in names)
 
 
+def renames_of(config: Any, names: Iterable[str]) -> tuple[tuple[str, str], ...]:
+    """How names in the files become the model's; a model without a file in lowbit.architectures and without experts: as is."""
+    known = config.model_type in architectures.shelf or has_experts(names)
+    return architectures.find(config).renames if known else ()
+
+
 def open_experts(model: Any) -> None:
     """Take the fused experts of all blocks apart, so that each projection is a linear."""
     architecture = architectures.find(model.config)

@@ -90,7 +90,12 @@ def get(name: str) -> type[Method]:
     """The class of the method called `name`. Raises RequestError with the nearest names."""
     module = shelf.get(name)
     for value in vars(module).values():
-        if isinstance(value, type) and issubclass(value, Method) and value.__module__ == module.__name__ and hasattr(value, FIELDS):
+        if (
+            isinstance(value, type)
+            and issubclass(value, Method)
+            and value.__module__ == module.__name__
+            and hasattr(value, FIELDS)
+        ):
             return value
     raise RecipeError(f"The file of method '{name}' holds no dataclass derived from Method. Add one.")
 

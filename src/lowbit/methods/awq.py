@@ -10,11 +10,12 @@ Idea      A weight scaled by s > 1 and its input by 1 / s meets the same roundin
 Source    AWQ (2306.00978), section 3.2; auto_scale.py of llm-awq.
 Defaults  grid 20 as in the paper, r = 1 included; of its 21 points those are tried that halving steps around the best ones meet
           (9). windows 2: text that candidates are tried on.
-Figures   lowbit-tiny, int4-g128-asym, KL in milli-nats on books / docs / wikitext2: with rtn(search=weighted) after it
-          47.6 / 59.1 / 101.5, with rtn(search=mse) 53.1 / 66.0 / 111.8; without awq 56.2 / 69.3 / 113.8 and
-          65.6 / 79.7 / 125.3. llm-compressor's AWQ: 52.6 / 66.0 / 110.0.
+Figures   lowbit-tiny, KL in milli-nats on books / docs / wikitext2, with rtn(search=weighted) after it and, in brackets, that
+          alone: int4-g128-asym 47.8 / 59.9 / 102.8 (56.2 / 69.3 / 113.8), int3-g128-asym 197 / 254 / 389 (230 / 297 / 450).
+          llm-compressor's AWQ: 52.6 / 66.0 / 110.0 at int4. With gptq after it there is no gain, as in other tools: 37.1 / 41.8
+          / 88.2 against 36.4 / 40.6 / 85.0 (int3: 154 / 167 / 329 against 146 / 161 / 324). gptq weighs channels by itself.
 Traps     The paper's second step, clipping by the outputs' error, is a choice of the group's scale: it is the solver's, and
-          rtn(search=weighted) or gptq make it. rtn(search=mse) does not know the inputs and gives half of the gain away.
+          rtn(search=weighted) or gptq make it. rtn(search=mse) does not know the inputs: 53.1 / 66.0 / 111.8 at int4.
           Grouped queries: the reference leaves v -> o out; here a value channel takes the greatest of its query heads' means.
           Also dividing s by the weights' own size ("duo scaling") doubles the time and gained nothing (47.4 / 60.2 / 101.8).
           An expert that saw no token keeps its scales.

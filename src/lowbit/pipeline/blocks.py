@@ -44,7 +44,9 @@ def load(skeleton: nn.Module, prefix: str, get: Get, device: torch.device, dtype
         value = get(f"{prefix}.{name}")
         bad = value.numel() - int(torch.isfinite(value).sum())
         if bad:
-            raise CheckpointError(f"{prefix}.{name}: {bad} of {value.numel()} values are NaN or Inf. Mend or download the checkpoint again.")
+            raise CheckpointError(
+                f"{prefix}.{name}: {bad} of {value.numel()} values are NaN or Inf. Mend or download the checkpoint again."
+            )
         fill(module, name, value.to(device, dtype))
     return module.eval()
 
@@ -140,10 +142,17 @@ def _transforms(job: Job) -> list[tuple[Any, list[str]]]:
 def _block(job: Job, stages: list[list[str]], names: list[str]) -> Block:
     samples = torch.cat(job.batches)[:SAMPLE_WINDOWS] if job.batches else None
     return Block(
-        index=job.index, name=job.prefix, module=job.module, heads=job.heads, samples=samples, kwargs=job.kwargs,
+        index=job.index,
+        name=job.prefix,
+        module=job.module,
+        heads=job.heads,
+        samples=samples,
+        kwargs=job.kwargs,
         linears={n: job.module.get_submodule(n) for n in names},  # type: ignore[misc]
-        formats={n: job.targets[n].format for n in names}, folds=job.architecture.folds,
-        stages=tuple(tuple(s) for s in stages), run=lambda h: first(job.module(h, **job.kwargs)),
+        formats={n: job.targets[n].format for n in names},
+        folds=job.architecture.folds,
+        stages=tuple(tuple(s) for s in stages),
+        run=lambda h: first(job.module(h, **job.kwargs)),
     )
 
 
@@ -190,10 +199,15 @@ def _solve(job: Job, names: Sequence[str], stats: dict[str, Stats], done: Done) 
             linear.weight = nn.Parameter(quantized.decode().to(weight.dtype), requires_grad=False)
             done.quantized[name] = quantized
             full, error = f"{job.prefix}.{name}", quantized.report.get("error")
-            done.rows.append({
-                "name": full, "format": str(target.format), "bits": target.format.bits_per_weight(quantized.shape),
-                "tokens": stats.get(key, whole).tokens, **quantized.report,
-            })
+            done.rows.append(
+                {
+                    "name": full,
+                    "format": str(target.format),
+                    "bits": target.format.bits_per_weight(quantized.shape),
+                    "tokens": stats.get(key, whole).tokens,
+                    **quantized.report,
+                }
+            )
             if "fallback" in quantized.report:
                 job.progress.say(f"{full}: {quantized.report['fallback']}")
             job.progress.layer(full, error if isinstance(error, float) else None, time.perf_counter() - start)

@@ -29,7 +29,9 @@ def written_block(source: Source, stored: checkpoints.Stored, index: int, device
 
     def get(name: str) -> Tensor:
         module = name.removesuffix(".weight")
-        return stored.quantized(module).decode() if module in stored.formats and name.endswith(".weight") else stored.tensor(name)
+        return (
+            stored.quantized(module).decode() if module in stored.formats and name.endswith(".weight") else stored.tensor(name)
+        )
 
     return blocks.load(source.blocks[index], source.prefix(index), get, device, torch.float32)
 
@@ -46,7 +48,8 @@ def measure(source: Source, folder: Folder, tokens: Tensor, device: torch.device
     entered = [outer.enter(row[None]) for row in tokens]
     stored = checkpoints.Stored(folder, source.stored.renames)
     makers: list[Callable[[int], nn.Module]] = [
-        lambda i: written_block(source, stored, i, device), lambda i: original_block(source, i, device),
+        lambda i: written_block(source, stored, i, device),
+        lambda i: original_block(source, i, device),
     ]
     streams = [list(entered), list(entered)]
     progress.start("check", len(source.blocks))
@@ -63,5 +66,7 @@ def measure(source: Source, folder: Folder, tokens: Tensor, device: torch.device
     outer.drop()
     summary = found.summary()
     if not all(map(torch.isfinite, map(torch.tensor, summary.values()))):
-        raise CheckpointError(f"{folder.path}: the written model gives NaN or Inf on held-out text. Try another recipe; the folder is kept.")
+        raise CheckpointError(
+            f"{folder.path}: the written model gives NaN or Inf on held-out text. Try another recipe; the folder is kept."
+        )
     return summary

@@ -29,8 +29,10 @@ class Journal:
             return
         if lines[0] != task:
             changed = ", ".join(k for k in task if lines[0].get(k) != task[k]) or "the version"
-            raise CheckpointError(f"{work} holds an unfinished run that differs in {changed}. "
-                                  "Repeat the first command, remove the folder, or choose another --out.")
+            raise CheckpointError(
+                f"{work} holds an unfinished run that differs in {changed}. "
+                "Repeat the first command, remove the folder, or choose another --out."
+            )
         self.blocks = lines[1:]
         self._write(lines)
 

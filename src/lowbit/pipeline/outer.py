@@ -1,8 +1,8 @@
 """outer - what of a model lies outside its decoder blocks: tokens -> the hidden states that enter block 0, and back to logits.
 
-Idea      The model's own forward runs, with the forward of every decoder layer replaced: the first one hands over what came in,
-          and later the last one gives out hidden states computed elsewhere. So embedding scales, masks of sliding layers, rotary
-          tables and logit caps are the model's own, for every architecture, and no decoder weight is needed.
+Idea      The model's own forward runs, with the forward of every decoder layer replaced: the first one hands over what came
+          in, and later the last one gives out hidden states computed elsewhere. So embedding scales, masks of sliding layers,
+          rotary tables and logit caps are the model's own, for every architecture, and no decoder weight is needed.
 """
 
 import types
@@ -53,8 +53,10 @@ class Outer:
         """Every block's forward replaced by forward(index, hidden, kwargs)."""
         try:
             for index, block in enumerate(self.blocks):
+
                 def replaced(_: nn.Module, hidden: Tensor, *args: Any, index: int = index, **kwargs: Any) -> Any:
                     return forward(index, hidden, kwargs)
+
                 block.forward = types.MethodType(replaced, block)
             yield
         finally:
@@ -63,6 +65,7 @@ class Outer:
 
     def enter(self, tokens: Tensor) -> Tensor:
         """Tokens [windows, length] -> hidden states [windows, length, hidden] that enter block 0."""
+
         def leave_at_once(index: int, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
             raise _Entered(hidden)
 

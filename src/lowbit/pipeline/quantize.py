@@ -6,7 +6,6 @@ Idea      Each block's weights are read, its inputs captured, its methods applie
           numbers, and goes on to byte-identical files.
 """
 
-import resource
 import shutil
 import time
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 import lowbit
 from lowbit import checkpoints
 from lowbit.checkpoints.folder import Folder
-from lowbit.core.device import available_memory, throughput
+from lowbit.core.device import available_memory, peak_memory, throughput
 from lowbit.core.errors import CapacityError, CheckpointError, RequestError
 from lowbit.layers.loading import load
 from lowbit.pipeline import blocks, closing, journal, text
@@ -63,17 +62,20 @@ class Run:
         self.writer = Writer(self.work, self.source, self.plan.formats)
         self.compute = torch.float32 if self.device.type == "cpu" else self.source.dtype
         if self.length > self.source.context:
-            raise RequestError(f"length {self.length}: the model's context holds {self.source.context}. Use a shorter --length.")
+            raise RequestError(
+                f"length {self.length}: the model's context holds {self.source.context}. Use a shorter --length."
+            )
 
     def run(self) -> Result:
         start = time.perf_counter()
         result = Result(
-            self.request.model, str(self.recipe), str(self.out), self.plan.bits_per_weight, self.writer.bytes(), self.request.seed,
-            checkpoints.name_of(self.writer.form), outlook=self.outlook(),
+            self.request.model, str(self.recipe), str(self.out), self.plan.bits_per_weight, self.writer.bytes(),
+            self.request.seed, checkpoints.name_of(self.writer.form), outlook=self.outlook(),
         )  # fmt: skip
+        self.admit(result)
         if self.request.dry_run:
             return result
-        self.admit(result)
+        self.out.parent.mkdir(parents=True, exist_ok=True)
         tokens = self.calibration() if self.plan.needs_data else None
         if tokens is not None:
             windows = {"windows": len(tokens.tokens), "length": self.length}
@@ -86,25 +88,28 @@ class Run:
         self.describe(result)
         journal.finish(self.work, self.out)
         result.seconds = round(time.perf_counter() - start, 2)
-        result.peak_memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        result.peak_memory = peak_memory()
         result.bytes = sum(f.stat().st_size for f in self.out.iterdir())
         return result
 
     def outlook(self) -> dict[str, Any]:
         """What the run will take, before it begins: bytes, peak memory, seconds; a row per layer."""
-        widest = max((sum(p.numel() for p in b.parameters()) for b in self.source.blocks), default=0)
+        config, sizes = self.source.text_config, [sum(p.numel() for p in b.parameters()) for b in self.source.blocks]
         tokens = self.samples * self.length if self.plan.needs_data else 0
+        window = min(self.length, text.LENGTH)
+        # embedding and head in float32 while windows enter and leave; two windows' logits in the closing check
+        outside = config.vocab_size * 4 * (config.hidden_size * (1 if config.tie_word_embeddings else 2) + 2 * window)
         return self.plan.outlook(
-            tokens=tokens, hidden=self.source.text_config.hidden_size, block_weights=widest, blocks=len(self.source.blocks),
-            outside_bytes=0, flops=throughput(self.device),
+            tokens=tokens, hidden=config.hidden_size, block_weights=max(sizes, default=0), blocks=len(sizes),
+            outside_bytes=outside, flops=throughput(self.device),
         )  # fmt: skip
 
     def admit(self, result: Result) -> None:
         """Refuse what cannot end well before any work. Raises CheckpointError, CapacityError."""
         if self.out.exists():
             raise CheckpointError(f"{self.out}: the folder exists already. Remove it or choose another --out.")
-        self.out.parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(self.out.parent).free
+        folder = next(p for p in (self.out.absolute().parent, *self.out.absolute().parents) if p.exists())
+        free = shutil.disk_usage(folder).free
         if free < result.bytes * 1.1:
             room = f"{result.bytes / 1e9:.2f} GB to write, {free / 1e9:.2f} GB free"
             raise CapacityError(f"{self.out}: {room}. Free some or choose another --out.")
@@ -186,7 +191,18 @@ class Run:
         module = self.load(index)
         targets = {n.removeprefix(prefix + "."): t for n, t in self.plan.targets.items() if n.startswith(prefix + ".")}
         done = blocks.run(
-            blocks.Job(index, prefix, module, self.source.architecture, targets, kwargs, *streams, self.source.dtype, heads, self.progress)
+            blocks.Job(
+                index,
+                prefix,
+                module,
+                self.source.architecture,
+                targets,
+                kwargs,
+                *streams,
+                self.source.dtype,
+                heads,
+                self.progress,
+            )
         )
         self.writer.write(index, module, done.quantized)
         book.add({"block": index, "rows": done.rows})
@@ -199,7 +215,10 @@ class Run:
         tokenizer = tokenizer_of(self.source.folder.path)
         held_out = text.read("bundled", "evaluation")
         windows = text.windows("bundled", held_out, tokenizer, min(self.length, text.LENGTH), closing.WINDOWS)
-        return {"text": "bundled", **closing.measure(self.source, Folder(self.work), windows.tokens, self.device, self.progress)}
+        return {
+            "text": "bundled",
+            **closing.measure(self.source, Folder(self.work), windows.tokens, self.device, self.progress),
+        }
 
     def describe(self, result: Result) -> None:
         """Write lowbit.json and the model card. Neither holds times: two runs give the same bytes."""

@@ -34,7 +34,9 @@ def resolve(model: str) -> Path:
         return Path(snapshot_download(model, allow_patterns=list(FILES)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{model}: no such folder, and the Hub gave no model of this name ({reason}). Check the name and the network.") from error
+        raise CheckpointError(
+            f"{model}: no such folder, and the Hub gave no model of this name ({reason}). Check the name and the network."
+        ) from error
 
 
 def tokenizer_of(folder: Path) -> Any:
@@ -44,7 +46,9 @@ def tokenizer_of(folder: Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder}: no tokenizer can be read ({str(error).splitlines()[0]}). Copy tokenizer.json into the folder.") from error
+        raise CheckpointError(
+            f"{folder}: no tokenizer can be read ({str(error).splitlines()[0]}). Copy tokenizer.json into the folder."
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -68,8 +72,7 @@ class Source:
             method = self.folder.settings["quantization_config"].get("quant_method", "?")
             raise CheckpointError(f"{model}: the model is already quantized ({method}). Give the original.")
         self.architecture = architectures.find(self.config)
-        apart = replacing.has_experts(self.folder.names)
-        self.stored = checkpoints.Stored(self.folder, self.architecture.renames if apart else ())
+        self.stored = checkpoints.Stored(self.folder, self.architecture.renames)
 
     @cached_property
     def skeleton(self) -> nn.Module:

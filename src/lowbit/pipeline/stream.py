@@ -29,8 +29,9 @@ class Paused:
     weights, next stage; at last `outputs()`.
     """
 
-    def __init__(self, module: nn.Module, forward: Callable[[Tensor], Tensor], stages: Sequence[Sequence[str]],
-                 batches: Sequence[Tensor]) -> None:
+    def __init__(
+        self, module: nn.Module, forward: Callable[[Tensor], Tensor], stages: Sequence[Sequence[str]], batches: Sequence[Tensor]
+    ) -> None:
         self._stage_of = {name: s for s, names in enumerate(stages) for name in names}
         self._stages = stages
         self._reached = [-1] * len(batches)
@@ -39,12 +40,17 @@ class Paused:
         self._forward = forward
         self._batches = batches
         self._runs = [greenlet(forward) for _ in batches]
-        self._hooks = [h for name in self._stage_of for h in [module.get_submodule(name).register_forward_pre_hook(self._hook(name))]]
-        self._hooks += [m.register_forward_pre_hook(self._announced(n)) for n, m in module.named_modules() if n.endswith(".announce")]
+        self._hooks = [
+            h for name in self._stage_of for h in [module.get_submodule(name).register_forward_pre_hook(self._hook(name))]
+        ]
+        self._hooks += [
+            m.register_forward_pre_hook(self._announced(n)) for n, m in module.named_modules() if n.endswith(".announce")
+        ]
 
     def _hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def reached(_: nn.Module, args: tuple[Any, ...]) -> None:
             self._pause(self._stage_of[name], {name: args[0]})
+
         return reached
 
     def _announced(self, path: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
@@ -57,6 +63,7 @@ class Paused:
                 inputs |= {taker: x for taker in list(filter(self._stage_of.__contains__, takers))[:1]}
             if inputs:
                 self._pause(self._stage_of[next(iter(inputs))], inputs)
+
         return reached
 
     def _pause(self, stage: int, inputs: Inputs) -> None:
@@ -70,14 +77,18 @@ class Paused:
             found = self._go(i, run)
             if run.dead or self._reached[i] != stage:
                 names = ", ".join(self._stages[stage])
-                raise ArchitectureError(f"The forward of this block never reached {names} in the declared order. Declare its stages.")
+                raise ArchitectureError(
+                    f"The forward of this block never reached {names} in the declared order. Declare its stages."
+                )
             yield i, found
 
     def outputs(self) -> list[Tensor]:
         """Run every batch to its end; the block's outputs."""
         out = [self._go(i, run) for i, run in enumerate(self._runs)]
         if not all(run.dead for run in self._runs):
-            raise ArchitectureError("The forward of this block met a stage twice. Declare its stages in the order in which they run.")
+            raise ArchitectureError(
+                "The forward of this block met a stage twice. Declare its stages in the order in which they run."
+            )
         return out
 
     def _go(self, i: int, run: greenlet) -> Any:

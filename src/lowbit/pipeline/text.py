@@ -35,9 +35,10 @@ class Windows:
 
 
 def read(name: str, room: str = "pipeline") -> str:
-    """The text called `name`: "bundled", "pydoc" (Python's own documentation), a .txt/.md/.jsonl file, or a `datasets` name ("owner/name" or "owner/name:split").
+    """The text called `name`: "bundled", "pydoc", a .txt, .md or .jsonl file, or a datasets name.
 
-    room: whose bundled text ("pipeline": for calibration, "evaluation": held out). Raises CalibrationError.
+    "pydoc" is Python's own documentation; a datasets name is "owner/name" or "owner/name:split". room: whose
+    bundled text ("pipeline": for calibration, "evaluation": held out). Raises CalibrationError.
     """
     if name == "bundled":
         return resources.files(f"lowbit.{room}").joinpath("bundled.txt").read_text(encoding="utf-8")
@@ -49,7 +50,9 @@ def read(name: str, room: str = "pipeline") -> str:
     if path.is_file():
         return _jsonl(path) if path.suffix == ".jsonl" else _plain(path)
     if path.suffix in {".txt", ".jsonl", ".md"} or name.startswith((".", "/", "~")) or "/" not in name:
-        raise CalibrationError(f"{name}: there is no such file. Give a text or jsonl file, 'bundled', 'generated' or a datasets name.")
+        raise CalibrationError(
+            f"{name}: there is no such file. Give a text or jsonl file, 'bundled', 'generated' or a datasets name."
+        )
     return _dataset(name)
 
 
@@ -73,7 +76,9 @@ def _jsonl(path: Path) -> str:
             row: dict[str, Any] = json.loads(line)
             parts.append(row["text"] if "text" in row else "\n".join(m["content"] for m in row["messages"]))
         except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise CalibrationError(f"{path}, line {number}: no JSON object with \"text\" or \"messages\". Mend this line.") from error
+            raise CalibrationError(
+                f'{path}, line {number}: no JSON object with "text" or "messages". Mend this line.'
+            ) from error
     return "\n\n".join(parts)
 
 
@@ -82,7 +87,9 @@ def _dataset(name: str, characters: int = 4_000_000) -> str:
     try:
         import datasets  # type: ignore[import-not-found,unused-ignore]
     except ImportError as error:
-        raise CalibrationError(f"{name}: no such file, and a datasets name needs the package 'datasets'. pip install 'lowbit[hub]'.") from error
+        raise CalibrationError(
+            f"{name}: no such file, and a datasets name needs the package 'datasets'. pip install 'lowbit[hub]'."
+        ) from error
     repo, _, split = name.partition(":")
     try:
         rows = datasets.load_dataset(repo, split=split or "train", streaming=True)
@@ -108,7 +115,9 @@ def windows(name: str, text: str, tokenizer: Any, length: int, count: int | None
     ids = tokenizer(text[:limit], add_special_tokens=False, verbose=False)["input_ids"]
     found = len(ids) // body
     if found == 0:
-        raise CalibrationError(f"{name}: {len(ids)} tokens make no window of {length}. Give a longer text or a smaller --length.")
+        raise CalibrationError(
+            f"{name}: {len(ids)} tokens make no window of {length}. Give a longer text or a smaller --length."
+        )
     found = min(found, count or found)
     tokens = torch.tensor(ids[: found * body], dtype=torch.long).view(found, body)
     if bos is not None:
@@ -129,7 +138,16 @@ def generated(model: Any, tokenizer: Any, length: int, count: int, seed: int, ba
     for first in range(0, count, batch):
         prompt = torch.full((min(batch, count - first), 1), start, dtype=torch.long, device=model.device)
         with torch.no_grad():
-            out = model.generate(prompt, attention_mask=torch.ones_like(prompt), do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
-                                 max_new_tokens=length - 1, min_new_tokens=length - 1, pad_token_id=start)
+            out = model.generate(
+                prompt,
+                attention_mask=torch.ones_like(prompt),
+                do_sample=True,
+                temperature=1.0,
+                top_k=0,
+                top_p=1.0,
+                max_new_tokens=length - 1,
+                min_new_tokens=length - 1,
+                pad_token_id=start,
+            )
         rows.append(out.cpu())
     return Windows("generated", torch.cat(rows))

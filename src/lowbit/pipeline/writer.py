@@ -1,7 +1,7 @@
 """writer - the work folder: a shard a block while the run goes on, a complete model folder at its end.
 
-Idea      A block's shard is written under a temporary name, synced, renamed, read back and compared bit by bit before the journal
-          counts it. Number 1 of the shards is what lies outside the blocks. A small model becomes one file at last.
+Idea      A block's shard is written under a temporary name, synced, renamed, read back and compared bit by bit before the
+          journal counts it. Number 1 of the shards is what lies outside the blocks. A small model becomes one file at last.
 Traps     Files keep the names of the original (Mixtral's w1, w2, w3), since engines know no others.
 """
 
@@ -65,9 +65,8 @@ class Writer:
     def _same(self, module: str, found: Tensor, expected: Tensor) -> None:
         if not torch.equal(found, expected.to(found.device)):
             wrong = int((found != expected.to(found.device)).sum())
-            raise CheckpointError(
-                f"{module}: {wrong} of {found.numel()} weights read back differ from memory. The disk or lowbit is at fault; run again."
-            )
+            told = f"{wrong} of {found.numel()} weights read back differ from memory"
+            raise CheckpointError(f"{module}: {told}. The disk or lowbit is at fault; run again.")
 
     def _read(self, shard: checkpoints.Shard, module: str) -> Quantized:
         found: Quantized = self.form.quantized(self.source.stored.original(module), self.formats[module], shard.tensor)

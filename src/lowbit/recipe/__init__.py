@@ -1,7 +1,8 @@
 """recipe - a sentence <-> the plan of a run; holds no weights.
 
-    grammar    "awq + gptq(int4-g128)" <-> Recipe        presets    the sentences that have a name
-    plan       Recipe + the model's linears -> what becomes of each, its bytes, the run's memory and time
+grammar   "awq + gptq(int4-g128)" <-> Recipe
+plan      Recipe and the model's linears -> what becomes of each, its bytes, the run's memory and time
+presets   the sentences that have a name
 """
 
 from lowbit.recipe.grammar import Recipe

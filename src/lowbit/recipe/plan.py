@@ -75,8 +75,14 @@ class Target:
     def row(self) -> dict[str, Any]:
         """The line of this linear in a dry run."""
         steps = [*map(name_of, self.transforms), name_of(self.solver)]  # type: ignore[arg-type]
-        return {"name": self.name, "shape": list(self.shape), "method": " + ".join(steps), "format": str(self.format),
-                "bits": self.bits, "bytes": self.bytes}
+        return {
+            "name": self.name,
+            "shape": list(self.shape),
+            "method": " + ".join(steps),
+            "format": str(self.format),
+            "bits": self.bits,
+            "bytes": self.bytes,
+        }
 
 
 @dataclass(frozen=True)
@@ -141,15 +147,18 @@ class Plan:
         found = {str(t.format) for t in self.rows}
         return found.pop() if len(found) == 1 else f"{self.bits_per_weight:.2f}bit"
 
-    def outlook(self, *, tokens: int, hidden: int, block_weights: int, blocks: int, outside_bytes: int,
-                flops: float) -> dict[str, Any]:
+    def outlook(
+        self, *, tokens: int, hidden: int, block_weights: int, blocks: int, outside_bytes: int, flops: float
+    ) -> dict[str, Any]:
         """What the run will take, before it begins: layers (a row each), weights, bytes, bits_per_weight, peak_memory, seconds.
 
         tokens: of the calibration text (0: none is read). block_weights: weights of the largest block. outside_bytes: what
         stays in memory beside blocks. flops: of this machine, per second. peak_memory: bytes beyond what the libraries take.
         """
         return {
-            "layers": [t.row() for t in self.rows], "weights": self.weights, "bytes": sum(t.bytes for t in self.rows),
+            "layers": [t.row() for t in self.rows],
+            "weights": self.weights,
+            "bytes": sum(t.bytes for t in self.rows),
             "bits_per_weight": self.bits_per_weight,
             "peak_memory": self._peak_memory(tokens, hidden, block_weights) + outside_bytes,
             "seconds": self._operations(tokens, block_weights * blocks) / flops,
@@ -207,7 +216,7 @@ def _target(recipe: Recipe, linear: Linear) -> Target | None:
 def _rounding(transform: Any) -> Link:
     """What rounds where only a transform with a format was asked for."""
     make: Callable[..., Link] = methods.get("rtn")
-    return make(format=transform.format, search="mse")
+    return make(format=transform.format, search="weighted")
 
 
 def _check_cover(recipe: Recipe, linears: Sequence[Linear]) -> None:

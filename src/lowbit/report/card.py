@@ -12,11 +12,15 @@ from typing import Any
 from lowbit.report import table
 
 MEASURED = "The written files against the original in float32, on text that was not used to make them:"
-MEANING = ("KL: divergence of the predictions from the original's, in thousandths of a nat per token. "
-           "top-1: share of positions where both find the same token most likely.")
+MEANING = (
+    "KL: divergence of the predictions from the original's, in thousandths of a nat per token. "
+    "top-1: share of positions where both find the same token most likely."
+)
 KEPT = "Everything else (embeddings, output head, norms, biases, routers) is as in the original."
-MISSING = ("Accuracy on tasks, long contexts, languages other than the text's, safety, speed. A small divergence makes large "
-           "changes unlikely; it does not say in which direction they go.")
+MISSING = (
+    "Accuracy on tasks, long contexts, languages other than the text's, safety, speed. A small divergence makes large "
+    "changes unlikely; it does not say in which direction they go."
+)
 
 
 def render(told: Mapping[str, Any]) -> str:
@@ -24,9 +28,14 @@ def render(told: Mapping[str, Any]) -> str:
     name = str(told["model"]).rpartition("/")[2]
     original = f"[{told['model']}]({_link(told)})" if _link(told) else name
     parts = [
-        _front(told), f"# {name}, {table.bits(told)} bits per weight\n",
+        _front(told),
+        f"# {name}, {table.bits(told)} bits per weight\n",
         f"{original} with its weights packed by lowbit, by this recipe:\n",
-        f"    {told['sentence']}\n", _measured(told), _loading(told), _stored(told), _making(told),
+        f"    {told['sentence']}\n",
+        _measured(told),
+        _loading(told),
+        _stored(told),
+        _making(told),
         f"## Not measured\n\n{MISSING}\n",
     ]
     return "\n".join(part for part in parts if part)
@@ -68,28 +77,51 @@ def _measured(told: Mapping[str, Any]) -> str:
         return ""
     perplexity, kl, top1 = table.quality(check)
     original = f"{check['original_perplexity']:.2f}" if "original_perplexity" in check else "–"
-    figures = table.grid(["text", "windows", "original perplexity", *table.QUALITY],
-                         [[str(check["text"]), str(check["windows"]), original, perplexity, kl, top1]])
+    figures = table.grid(
+        ["text", "windows", "original perplexity", *table.QUALITY],
+        [[str(check["text"]), str(check["windows"]), original, perplexity, kl, top1]],
+    )
     return f"## Measured\n\n{MEASURED}\n\n{figures}\n{MEANING} {table.NOTE}\n"
 
 
 def _loading(told: Mapping[str, Any]) -> str:
     plain = _method(told) != "lowbit"
-    code = ["```python", *([] if plain else ["import lowbit"]),
-            "from transformers import AutoModelForCausalLM, AutoTokenizer", "",
-            'model = AutoModelForCausalLM.from_pretrained("PATH")', 'tokenizer = AutoTokenizer.from_pretrained("PATH")', "```"]
+    code = [
+        "```python",
+        *([] if plain else ["import lowbit"]),
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        'model = AutoModelForCausalLM.from_pretrained("PATH")',
+        'tokenizer = AutoTokenizer.from_pretrained("PATH")',
+        "```",
+    ]
     needs = "With transformers and the package compressed-tensors:" if plain else "With transformers and lowbit:"
     engine = "With vLLM:" if plain else "With vLLM, where lowbit is installed too:"
-    return "\n".join([
-        "## Use", "", f"PATH is this folder, or its name on the Hub. {needs}", "", *code, "",
-        engine, "", "    vllm serve PATH", "",
-        "On the command line:", "", '    lowbit generate PATH "Once upon a time"', "",
-    ])
+    return "\n".join(
+        [
+            "## Use",
+            "",
+            f"PATH is this folder, or its name on the Hub. {needs}",
+            "",
+            *code,
+            "",
+            engine,
+            "",
+            "    vllm serve PATH",
+            "",
+            "On the command line:",
+            "",
+            '    lowbit generate PATH "Once upon a time"',
+            "",
+        ]
+    )
 
 
 def _stored(told: Mapping[str, Any]) -> str:
-    lines = [[f"`{name}`", str(len(layers)), f"{sum(layer['bits'] for layer in layers) / len(layers):.3f}"]
-             for name, layers in _formats(told).items()]
+    lines = [
+        [f"`{name}`", str(len(layers)), f"{sum(layer['bits'] for layer in layers) / len(layers):.3f}"]
+        for name, layers in _formats(told).items()
+    ]
     parts = ["## Stored", table.grid(["format", "layers", "bits per weight"], lines).rstrip(), KEPT]
     largest = ", ".join(f"`{name}` {error:.4f}" for name, error in table.worst(told["layers"]))
     if largest:
@@ -106,8 +138,10 @@ def _making(told: Mapping[str, Any]) -> str:
     text = "no calibration text was needed"
     if used:
         command += ["--calibration", str(used["text"]), "--samples", str(used["windows"]), "--length", str(used["length"])]
-        text = (f"calibration on {used['windows']} windows of {used['length']} tokens of `{used['text']}` "
-                f"(digest of the tokens: `{used['digest']}`)")
+        text = (
+            f"calibration on {used['windows']} windows of {used['length']} tokens of `{used['text']}` "
+            f"(digest of the tokens: `{used['digest']}`)"
+        )
     command += ["--seed", str(told["seed"])] if told.get("seed") else []
     made = f"lowbit {told['version']}; {text}. `lowbit.json` tells the same, layer by layer."
     return f"## Made by\n\n    {shlex.join(command)}\n\n{made}\n"

@@ -16,10 +16,16 @@ import lowbit
 from lowbit.report import table
 
 CAPTIONS = {
-    "kl": ("Divergence against size", "How far each quantized model's predictions are from the original's, by the bits that it "
-           "stores for a weight. Lower and further left is better. Bars are one standard error."),
-    "layers": ("Error by layer", "Squared error that rounding leaves in a layer, relative: in its output where the method saw "
-               "calibration inputs, in its weights where it did not; compare like with like."),
+    "kl": (
+        "Divergence against size",
+        "How far each quantized model's predictions are from the original's, by the bits that it "
+        "stores for a weight. Lower and further left is better. Bars are one standard error.",
+    ),
+    "layers": (
+        "Error by layer",
+        "Squared error that rounding leaves in a layer, relative: in its output where the method saw "
+        "calibration inputs, in its weights where it did not; compare like with like.",
+    ),
 }
 
 

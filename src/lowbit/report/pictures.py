@@ -30,7 +30,7 @@ STYLE: dict[Any, Any] = {
     "axes.labelcolor": INK, "text.color": INK, "xtick.color": SOFT, "ytick.color": SOFT, "axes.facecolor": PAPER,
     "figure.facecolor": PAPER, "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.8, "grid.color": GRID,
     "grid.linewidth": 0.8, "axes.axisbelow": True,
-}
+}  # fmt: skip
 DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1.2, 1.4)), "-.")
 """Line of the most bits, of the next, ..."""
 LABEL_STEP = 15.0
@@ -79,8 +79,15 @@ def divergence(result: Mapping[str, Any]) -> Figure:
         original = rows[0]["texts"][text]["perplexity"]
         panel.set_title(text, loc="left", fontsize=11, fontweight="bold", pad=20)
         windows = rows[0]["texts"][text]["windows"]
-        panel.annotate(f"original: perplexity {original:.2f}; {windows} windows", (0, 1), (0, 6), xycoords="axes fraction",
-                       textcoords="offset points", fontsize=8.5, color=SOFT)
+        panel.annotate(
+            f"original: perplexity {original:.2f}; {windows} windows",
+            (0, 1),
+            (0, 6),
+            xycoords="axes fraction",
+            textcoords="offset points",
+            fontsize=8.5,
+            color=SOFT,
+        )
         panel.set_yscale("log")
         panel.set_xlabel("bits per weight, scales and zeros counted")
         panel.grid(True, axis="y")
@@ -107,8 +114,19 @@ def _series(rows: Rows, text: str) -> dict[str, list[tuple[float, float, float]]
 def _curves(panel: Axes, rows: Rows, text: str) -> None:
     for method, points in _series(rows, text).items():
         bits, kl, error = zip(*points, strict=True)
-        panel.errorbar(bits, kl, error, color=colours(rows)[method], marker="o", markersize=5.5, linewidth=1.8, elinewidth=1.2,
-                       capsize=0, markeredgecolor=PAPER, markeredgewidth=0.8)
+        panel.errorbar(
+            bits,
+            kl,
+            error,
+            color=colours(rows)[method],
+            marker="o",
+            markersize=5.5,
+            linewidth=1.8,
+            elinewidth=1.2,
+            capsize=0,
+            markeredgecolor=PAPER,
+            markeredgewidth=0.8,
+        )
     low, high = min(r["bits_per_weight"] for r in rows[1:]), max(r["bits_per_weight"] for r in rows[1:])
     span = max(high - low, 0.6)
     room = 0.16 + 0.045 * max(map(len, colours(rows)))
@@ -157,10 +175,10 @@ def _labels(panel: Axes, rows: Rows, text: str) -> None:
     places = spread([float(panel.transData.transform(end)[1]) for end in ends.values()], LABEL_STEP)
     for (method, end), height in zip(ends.items(), places, strict=True):
         x, y = panel.transData.inverted().transform((edge, height))
-        panel.annotate(method, end, (x, y), fontsize=9.5, color=colours(rows)[method],
-                       ha="right", va="center", annotation_clip=False,
-                       arrowprops={"arrowstyle": "-", "color": colours(rows)[method], "linewidth": 0.7, "alpha": 0.6,
-                                   "shrinkA": 1, "shrinkB": 4})
+        colour = colours(rows)[method]
+        line = {"arrowstyle": "-", "color": colour, "linewidth": 0.7, "alpha": 0.6, "shrinkA": 1, "shrinkB": 4}
+        place: dict[str, Any] = {"ha": "right", "va": "center", "annotation_clip": False}
+        panel.annotate(method, end, (x, y), fontsize=9.5, color=colour, arrowprops=line, **place)
 
 
 def _kinds(rows: Rows) -> dict[str, dict[int, dict[int, list[float]]]]:
@@ -188,8 +206,15 @@ def errors(result: Mapping[str, Any]) -> Figure:
     for place, (panel, (kind, found)) in enumerate(zip(panels, kinds.items(), strict=False)):
         for number, blocks in found.items():
             points = sorted((block, sum(values) / len(values)) for block, values in blocks.items())
-            panel.plot(*zip(*points, strict=True), color=colours(rows)[method_of(rows[number])], linewidth=1.6,
-                       linestyle=dashes.get(widths[number], "-"), marker="o", markersize=2.6, label=rows[number]["recipe"])
+            panel.plot(
+                *zip(*points, strict=True),
+                color=colours(rows)[method_of(rows[number])],
+                linewidth=1.6,
+                linestyle=dashes.get(widths[number], "-"),
+                marker="o",
+                markersize=2.6,
+                label=rows[number]["recipe"],
+            )
         panel.set_title(kind, loc="left", fontsize=10, fontweight="bold")
         panel.set_yscale("log")
         panel.grid(True, axis="y")
@@ -200,8 +225,16 @@ def errors(result: Mapping[str, Any]) -> Figure:
     for panel in panels[len(kinds) :]:
         panel.set_axis_off()
     handles = {h.get_label(): h for panel in panels[: len(kinds)] for h in panel.get_lines()}
-    panels[len(kinds)].legend(handles.values(), handles.keys(), loc="upper left", frameon=False, fontsize=8, handlelength=2.6,
-                              borderaxespad=0, labelspacing=0.35)
+    panels[len(kinds)].legend(
+        handles.values(),
+        handles.keys(),
+        loc="upper left",
+        frameon=False,
+        fontsize=8,
+        handlelength=2.6,
+        borderaxespad=0,
+        labelspacing=0.35,
+    )
     figure.supxlabel("decoder block", fontsize=10)
     figure.supylabel("relative squared error", fontsize=10)
     return figure

@@ -3,8 +3,8 @@
 Idea      transformers' own `generate` over lowbit's packed layers; text is handed out as soon as it is whole characters.
 """
 
-import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -32,9 +32,11 @@ class Local:
         yield from self._stream(self.tokenizer(prompt, return_tensors="pt")["input_ids"], tokens, temperature)
 
     def reply(self, messages: list[dict[str, str]], tokens: int, temperature: float = 0.7) -> Iterator[str]:
-        """The answer to a conversation ({"role", "content"} each), by the model's chat template, or plainly where it has none."""
+        """The answer to a conversation ({"role", "content"} each), by the model's chat template where it has one."""
         if self.tokenizer.chat_template:
-            ids = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)["input_ids"]
+            ids = self.tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+            )["input_ids"]
         else:
             ids = self.tokenizer("\n".join(m["content"] for m in messages) + "\n", return_tensors="pt")["input_ids"]
         yield from self._stream(ids, tokens, temperature)
@@ -43,29 +45,32 @@ class Local:
         from transformers import TextIteratorStreamer
 
         if ids.shape[1] + tokens > self.context:
-            raise RequestError(f"{ids.shape[1]} prompt tokens and {tokens} new ones: the model's context holds {self.context}. Ask for fewer --tokens.")
+            asked = f"{ids.shape[1]} prompt tokens and {tokens} new ones"
+            raise RequestError(f"{asked}: the model's context holds {self.context}. Ask for fewer --tokens.")
         ids = ids.to(self.model.device)
         streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
         sampling: dict[str, Any] = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
-        errors: list[BaseException] = []
 
         def work() -> None:
-            try:
-                with torch.no_grad():
-                    self.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, streamer=streamer,
-                                        pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id, **sampling)
-            except BaseException as error:
-                errors.append(error)
-                streamer.end()
+            with torch.no_grad():
+                self.model.generate(
+                    ids,
+                    attention_mask=torch.ones_like(ids),
+                    max_new_tokens=tokens,
+                    streamer=streamer,
+                    pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id,
+                    **sampling,
+                )
 
-        thread = threading.Thread(target=work, daemon=True)
-        thread.start()
-        yield from streamer
-        thread.join()
-        if errors:
-            raise errors[0]
+        with ThreadPoolExecutor(1) as pool:
+            done = pool.submit(work)
+            done.add_done_callback(lambda _: streamer.end())  # an error must end the stream too
+            yield from streamer
+            done.result()
 
 
-def generate(model: str, prompt: str, *, tokens: int = 128, temperature: float = 0.0, seed: int = 0, device: str | None = None) -> str:
+def generate(
+    model: str, prompt: str, *, tokens: int = 128, temperature: float = 0.0, seed: int = 0, device: str | None = None
+) -> str:
     """The continuation of `prompt`."""
     return "".join(Local(model, device, seed).stream(prompt, tokens, temperature))

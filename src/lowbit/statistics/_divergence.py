@@ -47,7 +47,11 @@ class Divergence:
     def summary(self) -> dict[str, float | int]:
         """perplexity, kl, top1 and their standard errors (`_se`), original_perplexity, windows."""
         nll, nll_se = mean_and_error(self.nll)
-        result: dict[str, float | int] = {"windows": len(self.nll), "perplexity": math.exp(nll), "perplexity_se": math.exp(nll) * nll_se}
+        result: dict[str, float | int] = {
+            "windows": len(self.nll),
+            "perplexity": math.exp(nll),
+            "perplexity_se": math.exp(nll) * nll_se,
+        }
         if self.kl:
             result["kl"], result["kl_se"] = mean_and_error(self.kl)
             result["top1"], result["top1_se"] = mean_and_error(self.agree)

@@ -57,6 +57,6 @@ def _refused(text: str, reason: str) -> None:
     try:
         Recipe.parse(text)
     except RecipeError as error:
-        assert reason in str(error), f"{text}: the error does not say \"{reason}\": {error}"
+        assert reason in str(error), f'{text}: the error does not say "{reason}": {error}'
     else:
         raise AssertionError(f"{text} was taken")

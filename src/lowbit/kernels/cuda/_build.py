@@ -1,7 +1,7 @@
-"""_build - CUDA C++ compiled at run time by NVRTC and launched by the driver, both through cuda-python, which torch brings along.
+"""_build - CUDA C++ compiled at run time by NVRTC and launched by the driver, through the cuda-bindings that torch brings.
 
-Idea      A kernel is one .cu file of this folder and its macros; compiled once a process for each set of macros, to machine code of
-          the device at hand. A launch may overlap the kernel before it (programmatic dependent launch): the .cu file waits
+Idea      A kernel is one .cu file of this folder and its macros; compiled once a process for each set of macros, to machine
+          code of the device at hand. A launch may overlap the kernel before it (programmatic dependent launch): the .cu file waits
           itself before it reads what other kernels write.
 Traps     The stream is torch's current one, so capture into CUDA graphs works once a kernel has been compiled by a first call.
 """
@@ -40,7 +40,8 @@ def _compiled(file: str, macros: Macros, capability: tuple[int, int]) -> bytes:
     """Machine code of a .cu file."""
     from cuda.bindings import nvrtc
 
-    source = resources.files(__package__).joinpath(file).read_bytes()
+    here = resources.files(__package__)
+    source = here.joinpath("instructions.cuh").read_bytes() + here.joinpath(file).read_bytes()
     program = _checked(nvrtc.nvrtcCreateProgram(source, file.encode(), 0, [], []), file)
     architecture = f"sm_{capability[0]}{capability[1]}" + ("a" if capability[0] >= 9 else "")
     options = [f"-arch={architecture}".encode(), b"-std=c++17", *(f"-D{name}={value}".encode() for name, value in macros)]
@@ -48,8 +49,10 @@ def _compiled(file: str, macros: Macros, capability: tuple[int, int]) -> bytes:
     if int(code) != 0:
         log = b" " * _checked(nvrtc.nvrtcGetProgramLogSize(program), file)
         _checked(nvrtc.nvrtcGetProgramLog(program, log), file)
-        raise KernelUnavailable(f"{file} with {dict(macros)} for {architecture}: {log.decode()}. This is a bug of lowbit; report it.")
-    binary = b" " * _checked(nvrtc.nvrtcGetCUBINSize(program), file)
+        raise KernelUnavailable(
+            f"{file} with {dict(macros)} for {architecture}: {log.decode()}. This is a bug of lowbit; report it."
+        )
+    binary: bytes = b" " * _checked(nvrtc.nvrtcGetCUBINSize(program), file)
     _checked(nvrtc.nvrtcGetCUBIN(program, binary), file)
     _checked(nvrtc.nvrtcDestroyProgram(program), file)
     return binary
@@ -62,7 +65,8 @@ class Kernel:
         from cuda.bindings import driver
 
         with torch.cuda.device(device):
-            torch.cuda.current_stream().synchronize() if not torch.cuda.is_current_stream_capturing() else None
+            if not torch.cuda.is_current_stream_capturing():
+                torch.cuda.current_stream().synchronize()  # makes the device's context the current one
             binary = _compiled(file, macros, torch.cuda.get_device_capability(device))
             self._module = _checked(driver.cuModuleLoadData(binary), file)
             self._function = _checked(driver.cuModuleGetFunction(self._module, function.encode()), function)
@@ -77,9 +81,19 @@ class Kernel:
             _checked(self._driver.cuFuncSetAttribute(self._function, attribute, size), f"{self._name} with {size} bytes")
             self._shared = size
 
-    def launch(self, grid: tuple[int, int, int], threads: int, arguments: tuple[int, ...], shared: int = 0, cluster: int = 1, overlap: bool = False) -> None:
-        """Run on torch's current stream. arguments: `Pointer`s and 32-bit integers, in the order of the .cu file; cluster: blocks
-        along y that see each other's shared memory; overlap: may start before the kernel before it has ended."""
+    def launch(
+        self,
+        grid: tuple[int, int, int],
+        threads: int,
+        arguments: tuple[int, ...],
+        shared: int = 0,
+        cluster: int = 1,
+        overlap: bool = False,
+    ) -> None:
+        """Run on torch's current stream. arguments: `Pointer`s and 32-bit integers, in the order of the .cu file.
+
+        cluster: blocks along y that see each other's shared memory; overlap: may start before the kernel before it has ended.
+        """
         driver = self._driver
         self.allow_shared(shared)
         config = driver.CUlaunchConfig()

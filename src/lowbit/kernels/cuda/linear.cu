@@ -11,11 +11,6 @@
 // Compiled with: BITS 2|3|4|8, HALF 0 bfloat16 | 1 float16, GROUP units of 32 columns (0: a scale per row), ASYM, SCALED,
 // WIDE, NT tokens / 8, RT, WN warps over rows, WK warps over columns, DEPTH.
 
-typedef unsigned int u32;
-typedef unsigned short u16;
-typedef unsigned char u8;
-typedef unsigned long long u64;
-
 constexpr int LOW = BITS == 3 ? 2 : BITS;                    // bits in the low words
 constexpr int LOW_BYTES = LOW * 256;                         // bytes of a chunk of 16 rows x 128 columns
 constexpr int HIGH_BYTES = BITS == 3 ? 256 : 0;
@@ -34,70 +29,6 @@ constexpr u32 MAGIC = HALF ? 0x64006400u : 0x43004300u;
 constexpr int MAGIC_VALUE = HALF ? 1024 : 128;
 constexpr int PER_SHIFT = (BITS_OF_MAGIC - BITS) / LOW + 1;  // pairs that one shift serves (BITS < 8)
 
-__device__ __forceinline__ u32 address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
-
-__device__ __forceinline__ u64 streamed() {
-    u64 policy;
-    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-    return policy;
-}
-
-__device__ __forceinline__ void copy16(u32 to, const u8* from, u64 policy) {
-    asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "l"(policy) : "memory");
-}
-
-__device__ __forceinline__ void copy8(u32 to, const u8* from, u64 policy) {
-    asm volatile("cp.async.ca.shared.global.L2::cache_hint [%0], [%1], 8, %2;" ::"r"(to), "l"(from), "l"(policy) : "memory");
-}
-
-__device__ __forceinline__ u32 mul2(u32 a, u32 b) {
-    u32 v;
-#if HALF
-    asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(v) : "r"(a), "r"(b));
-#else
-    asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(v) : "r"(a), "r"(b));
-#endif
-    return v;
-}
-
-__device__ __forceinline__ uint4 read16(u32 at) {
-    uint4 v;
-    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(at) : "memory");
-    return v;
-}
-
-// (a & mask) | b, (a & mask) ^ b: one instruction
-__device__ __forceinline__ u32 and_or(u32 a, u32 mask, u32 b) {
-    u32 v;
-    asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(v) : "r"(a), "r"(mask), "r"(b));
-    return v;
-}
-__device__ __forceinline__ u32 and_xor(u32 a, u32 mask, u32 b) {
-    u32 v;
-    asm("lop3.b32 %0, %1, %2, %3, 0x6a;" : "=r"(v) : "r"(a), "r"(mask), "r"(b));
-    return v;
-}
-
-// two halves at once
-__device__ __forceinline__ u32 sub2(u32 a, u32 b) {
-    u32 v;
-#if HALF
-    asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(v) : "r"(a), "r"(b));
-#else
-    asm("sub.rn.bf16x2 %0, %1, %2;" : "=r"(v) : "r"(a), "r"(b));
-#endif
-    return v;
-}
-__device__ __forceinline__ u32 fma2(u32 a, u32 b, u32 c) {
-    u32 v;
-#if HALF
-    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(v) : "r"(a), "r"(b), "r"(c));
-#else
-    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(v) : "r"(a), "r"(b), "r"(c));
-#endif
-    return v;
-}
-
 // the half of +-m / 2^p + z, for 0 <= z < 2^BITS, as a pair; m the magic value
 __host__ __device__ constexpr u32 half_bits(int value8) {   // value8 = 8 * value > 0, exact in either type
     int e = 0;
@@ -109,7 +40,7 @@ __host__ __device__ constexpr u32 half_bits(int value8) {   // value8 = 8 * valu
 }
 constexpr u32 NEGATIVE = 0x80008000u;
 
-__device__ __forceinline__ u32 byte_pair(u32 t) {            // two codes of 8 bits -> u - 128
+INLINE u32 byte_pair(u32 t) {            // two codes of 8 bits -> u - 128
 #if HALF
     return sub2(and_or(t, 0x00ff00ffu, MAGIC), half_bits(8 * (1024 + 128)));
 #else
@@ -121,7 +52,7 @@ struct Zero {                                                // what is taken of
     u32 at[4];                                               // by place of the code in its half; at[0] for 8 bits
 };
 
-__device__ __forceinline__ Zero zero_of(u32 code) {          // code: one row's zero
+INLINE Zero zero_of(u32 code) {          // code: one row's zero
     Zero z;
     u32 pair = code * 0x00010001u;
     if constexpr (BITS == 8) {
@@ -137,7 +68,7 @@ __device__ __forceinline__ Zero zero_of(u32 code) {          // code: one row's 
 
 // pair I of a low word (and pair J of a high word): element values less zero
 template <int I, int J>
-__device__ __forceinline__ u32 pair_of(u32 low, u32 high, const Zero& zero) {
+INLINE u32 pair_of(u32 low, u32 high, const Zero& zero) {
     if constexpr (BITS == 8) {
         u32 v = byte_pair(I ? low >> 8 : low);
         return ASYM ? sub2(v, zero.at[0]) : v;
@@ -161,7 +92,7 @@ __device__ __forceinline__ u32 pair_of(u32 low, u32 high, const Zero& zero) {
 
 // the operands of two steps (32 columns, unit U of the chunk) of one tile: a[4 * step + register]
 template <int U>
-__device__ __forceinline__ void unit(u32 (&a)[8], const u32* low, const u32* high, const Zero& top, const Zero& bottom) {
+INLINE void unit(u32 (&a)[8], const u32* low, const u32* high, const Zero& top, const Zero& bottom) {
     constexpr int N = 16 / LOW, B = U % 2 * 8;               // pairs of a word; first pair in the high word
     const u32* w = low + U * (8 / N);
     const u32 h = BITS == 3 ? high[U / 2] : 0;
@@ -171,48 +102,30 @@ __device__ __forceinline__ void unit(u32 (&a)[8], const u32* low, const u32* hig
     a[6] = pair_of<6 % N, B + 6>(w[6 / N], h, top), a[7] = pair_of<7 % N, B + 7>(w[7 / N], h, bottom);
 }
 
-__device__ __forceinline__ void multiply(float (&d)[4], const u32* a, u32 b0, u32 b1) {
-#if HALF
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-#else
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-#endif
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-__device__ __forceinline__ float low_half(u32 pair) { return __uint_as_float(pair << 16); }   // scales are bfloat16
-__device__ __forceinline__ float high_half(u32 pair) { return __uint_as_float(pair & 0xffff0000u); }
-
-__device__ __forceinline__ u16 rounded(float v) {
-    u16 h;
-#if HALF
-    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(v));
-#else
-    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(h) : "f"(v));
-#endif
-    return h;
-}
+INLINE float low_half(u32 pair) { return __uint_as_float(pair << 16); }   // scales are bfloat16
+INLINE float high_half(u32 pair) { return __uint_as_float(pair & 0xffff0000u); }
 
 struct Words {
     u32 low[2 * LOW];
     u32 high[BITS == 3 ? 2 : 1];
 };
 
-__device__ __forceinline__ Words read_words(u32 at, int lane) {
+INLINE Words read_words(u32 at, int lane) {
     Words w;
 #pragma unroll
     for (int v = 0; v < LOW / 2; v++) {
         uint4 q = read16(at + v * 512 + lane * 16);
         w.low[4 * v] = q.x, w.low[4 * v + 1] = q.y, w.low[4 * v + 2] = q.z, w.low[4 * v + 3] = q.w;
     }
-    if (BITS == 3)
-        asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(w.high[0]), "=r"(w.high[BITS == 3]) : "r"(at + LOW_BYTES + lane * 8) : "memory");
+    if (BITS == 3) {
+        const uint2 q = read8(at + LOW_BYTES + lane * 8);
+        w.high[0] = q.x, w.high[BITS == 3] = q.y;
+    }
     return w;
 }
 
 // one stage of the ring: chunk `chunk` of this warp's tiles
-__device__ __forceinline__ void fetch(u32 stage, const u8* low, const u8* high, const u8* meta, int tile, int tiles, int chunk,
+INLINE void fetch(u32 stage, const u8* low, const u8* high, const u8* meta, int tile, int tiles, int chunk,
                                       int chunks, int lane, u64 policy) {
 #pragma unroll
     for (int rt = 0; rt < RT; rt++) {
@@ -227,17 +140,17 @@ __device__ __forceinline__ void fetch(u32 stage, const u8* low, const u8* high, 
 }
 
 // where 16 bytes of x lie in shared memory: block of 64 columns (`block` bytes each), token, eighth of the block
-__device__ __forceinline__ u32 x_place(int index, int block, int token, int eighth) { return index * block + token * 128 + ((eighth ^ (token & 7)) << 4); }
+INLINE u32 x_place(int index, int block, int token, int eighth) { return index * block + token * 128 + ((eighth ^ (token & 7)) << 4); }
 
-__device__ __forceinline__ void copy_x(u32 to, int block, const u8* x, int inputs, int chunk, int token, int v) {
+INLINE void copy_x(u32 to, int block, const u8* x, int inputs, int chunk, int token, int v) {
     const int column = chunk * 128 + v * 8;
     const bool inside = column < inputs;                     // zeros beyond the last column
     const u8* from = inside ? x + ((size_t)token * inputs + column) * 2 : x;
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to + x_place(v / 8, block, token, v % 8)), "l"(from), "r"(inside ? 16 : 0) : "memory");
+    copy16_or_zeros(to + x_place(v / 8, block, token, v % 8), from, inside);
 }
 
 // `chunks` chunks from `chunk` on of every token of this block into shared memory
-__device__ __forceinline__ void load_x(u32 to, int block, const u8* x, int tokens, int inputs, int chunk, int chunks) {
+INLINE void load_x(u32 to, int block, const u8* x, int tokens, int inputs, int chunk, int chunks) {
     if (NT == 1) {
         for (int i = threadIdx.x; i < tokens * chunks * 16; i += THREADS) {
             const int token = tokens == 1 ? 0 : i / (chunks * 16);
@@ -252,60 +165,8 @@ __device__ __forceinline__ void load_x(u32 to, int block, const u8* x, int token
 
 typedef float Sums[RT][NT][4];
 
-#if WIDE
-__device__ __forceinline__ u64 descriptor(u32 at) {          // 128-byte swizzle, groups of 8 tokens 1024 bytes apart
-    return (u64)((at & 0x3ffff) >> 4) | (u64)1 << 16 | (u64)64 << 32 | (u64)1 << 62;
-}
-
-#define D4(i) "+f"(d[i][0]), "+f"(d[i][1]), "+f"(d[i][2]), "+f"(d[i][3])
-#if HALF
-#define WGMMA(n) "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32.f16.f16 "
-#else
-#define WGMMA(n) "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32.bf16.bf16 "
-#endif
-// d (+)= a times 16 columns of x at `b`; more: add to d
-__device__ __forceinline__ void multiply_wide(float (&d)[NT][4], const u32* a, u64 b, int more) {
-#if NT == 1
-    asm volatile("{ .reg .pred p; setp.ne.b32 p, %9, 0; " WGMMA(8) "{%0,%1,%2,%3}, {%4,%5,%6,%7}, %8, p, 1, 1, 0; }"
-                 : D4(0) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(more));
-#elif NT == 2
-    asm volatile("{ .reg .pred p; setp.ne.b32 p, %13, 0; " WGMMA(16) "{%0,%1,%2,%3,%4,%5,%6,%7}, {%8,%9,%10,%11}, %12, p, 1, 1, 0; }"
-                 : D4(0), D4(1) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(more));
-#elif NT == 4
-    asm volatile("{ .reg .pred p; setp.ne.b32 p, %21, 0; " WGMMA(32)
-                 "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15}, {%16,%17,%18,%19}, %20, p, 1, 1, 0; }"
-                 : D4(0), D4(1), D4(2), D4(3) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(more));
-#elif NT == 8
-    asm volatile("{ .reg .pred p; setp.ne.b32 p, %37, 0; " WGMMA(64)
-                 "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,"
-                 "%30,%31}, {%32,%33,%34,%35}, %36, p, 1, 1, 0; }"
-                 : D4(0), D4(1), D4(2), D4(3), D4(4), D4(5), D4(6), D4(7)
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(more));
-#elif NT == 16
-    asm volatile("{ .reg .pred p; setp.ne.b32 p, %69, 0; " WGMMA(128)
-                 "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,"
-                 "%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,"
-                 "%58,%59,%60,%61,%62,%63}, {%64,%65,%66,%67}, %68, p, 1, 1, 0; }"
-                 : D4(0), D4(1), D4(2), D4(3), D4(4), D4(5), D4(6), D4(7), D4(8), D4(9), D4(10), D4(11), D4(12), D4(13), D4(14), D4(15)
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(more));
-#endif
-}
-#endif
-
-__device__ __forceinline__ u32 read4(u32 at) {
-    u32 v;
-    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(at) : "memory");
-    return v;
-}
-
-__device__ __forceinline__ u32 scale_pair(u32 bits) {         // a bfloat16 scale twice, in the type of x
-#if HALF
-    u16 h;
-    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(__uint_as_float(bits << 16)));
-    return (u32)h * 0x00010001u;
-#else
-    return bits * 0x00010001u;
-#endif
+INLINE u32 scale_pair(u32 bits) {                            // a bfloat16 scale twice, in the type of x
+    return (HALF ? (u32)rounded(low_half(bits)) : bits) * 0x00010001u;
 }
 
 // what the rows of a lane share in a group: zeros, and scales as float32 and, where weights are scaled, as pairs
@@ -313,14 +174,14 @@ struct Group {
     Zero top, bottom;
     float upper, lower;
     u32 upper2, lower2;
-    __device__ __forceinline__ void set(u32 scales, u32 zeros) {
+    INLINE void set(u32 scales, u32 zeros) {
         upper = low_half(scales), lower = high_half(scales);
         if (SCALED) upper2 = scale_pair(scales & 0xffff), lower2 = scale_pair(scales >> 16);
         if (ASYM) top = zero_of(zeros & 0xffff), bottom = zero_of(zeros >> 16);
     }
 };
 
-__device__ __forceinline__ void add_scaled(Sums& total, Sums& part, const Group (&group)[RT]) {
+INLINE void add_scaled(Sums& total, Sums& part, const Group (&group)[RT]) {
 #pragma unroll
     for (int rt = 0; rt < RT; rt++)
 #pragma unroll
@@ -333,7 +194,7 @@ __device__ __forceinline__ void add_scaled(Sums& total, Sums& part, const Group 
 
 // 32 columns: unit U of a chunk. `part` sums a group, or everything where there is no scale to apply to a group
 template <int U>
-__device__ __forceinline__ void step(Sums& part, Sums& total, const Words (&w)[RT], Group (&group)[RT], u32 meta, const u32 (&x_at)[NT],
+INLINE void step(Sums& part, Sums& total, const Words (&w)[RT], Group (&group)[RT], u32 meta, const u32 (&x_at)[NT],
                                      u32 x, int block, int lane) {
     constexpr int units = GROUP ? GROUP : 1;
     if (GROUP && U % units == 0) {
@@ -354,21 +215,17 @@ __device__ __forceinline__ void step(Sums& part, Sums& total, const Words (&w)[R
     }
     const u32 at = x + U / 2 * block;
 #if WIDE
-    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
-    multiply_wide(part[0], a[0], descriptor(at + U % 2 * 64), !(GROUP && !SCALED && U % units == 0));
-    multiply_wide(part[0], a[0] + 4, descriptor(at + U % 2 * 64 + 32), 1);
-    if (GROUP && !SCALED && (U + 1) % units == 0) {
-        asm volatile("wgmma.commit_group.sync.aligned;\nwgmma.wait_group.sync.aligned 0;" ::: "memory");
-        add_scaled(total, part, group);
-    } else if (U == 3) {
-        asm volatile("wgmma.commit_group.sync.aligned;\nwgmma.wait_group.sync.aligned 0;" ::: "memory");
-    }
+    constexpr bool last = GROUP && !SCALED && (U + 1) % units == 0;  // unit of its group
+    wide_begin();
+    wide_multiply(part[0], a[0], at + U % 2 * 64, !(GROUP && !SCALED && U % units == 0));
+    wide_multiply(part[0], a[0] + 4, at + U % 2 * 64 + 32, 1);
+    if (last || U == 3) wide_wait();
+    if (last) add_scaled(total, part, group);
 #else
 #pragma unroll
     for (int nt = 0; nt < NT; nt++) {
         u32 b[4];
-        asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                     : "=r"(b[0]), "=r"(b[1]), "=r"(b[2]), "=r"(b[3]) : "r"((x_at[nt] ^ (U % 2 * 64)) + at) : "memory");
+        load_matrices(b, (x_at[nt] ^ (U % 2 * 64)) + at);
 #pragma unroll
         for (int rt = 0; rt < RT; rt++) {
             multiply(part[rt][nt], a[rt], b[0], b[1]);
@@ -379,7 +236,7 @@ __device__ __forceinline__ void step(Sums& part, Sums& total, const Words (&w)[R
 #endif
 }
 
-__device__ __forceinline__ float sum_of_warps(const float* at) {
+INLINE float sum_of_warps(const float* at) {
     float v = 0.f;
 #pragma unroll
     for (int k = 0; k < WK; k++) v += at[k * TOKENS * LINE];
@@ -389,7 +246,7 @@ __device__ __forceinline__ float sum_of_warps(const float* at) {
 extern "C" __global__ void __launch_bounds__(THREADS) product(const u8* x, const u8* low, const u8* high, const u8* meta, u16* y,
                                                               int all_tokens, int rows, int inputs, int chunks, int span) {
     extern __shared__ __align__(1024) u8 shared[];
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+    let_the_next_kernel_start();
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, wk = warp / WN, wn = warp % WN;
     const int tiles = (rows + 15) / 16, tile = (blockIdx.x * WN + wn) * RT;
     const int slices = gridDim.y, per = (chunks + slices - 1) / slices, first = blockIdx.y * per;
@@ -403,7 +260,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) product(const u8* x, const
 #pragma unroll
     for (int d = 0; d < DEPTH - 1; d++) {
         if (d < steps) fetch(ring + d * STAGE, low, high, meta, tile, tiles, first + wk + d * WK, chunks, lane, policy);
-        asm volatile("cp.async.commit_group;" ::: "memory");
+        end_group();
     }
     Group group[RT];
     if (GROUP == 0) {
@@ -416,10 +273,11 @@ extern "C" __global__ void __launch_bounds__(THREADS) product(const u8* x, const
 
     // x comes in spans of `span` chunks: the first at once, when the kernels that make x are done, each later one while
     // the one before it is used. A group of copies is complete DEPTH - 1 rounds after it was made: span / WK >= DEPTH - 1.
-    asm volatile("griddepcontrol.wait;" ::: "memory");
+    wait_for_the_kernels_before();
     x += (size_t)token * inputs * 2;
     load_x(xs, block, x, tokens, inputs, first, min(span, mine));
-    asm volatile("cp.async.wait_all;\nfence.proxy.async.shared::cta;" ::: "memory");
+    wait_for_copies();
+    show_to_wgmma();
     __syncthreads();
 
     Sums part = {}, total = {};
@@ -430,10 +288,10 @@ extern "C" __global__ void __launch_bounds__(THREADS) product(const u8* x, const
     int place = 0, now = 0;                                          // round of the span, its buffer
 #pragma unroll 1
     for (int i = 0; i < rounds; i++) {
-        asm volatile("cp.async.wait_group %0;" ::"n"(DEPTH - 2) : "memory");
+        wait_for_all_groups_but<DEPTH - 2>();
         __syncwarp();
         if (place == per_span) {
-            asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+            show_to_wgmma();
             __syncthreads();
             place = 0, now ^= 1;
         }
@@ -444,7 +302,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) product(const u8* x, const
         const int next = i + DEPTH - 1;
         if (next < steps)
             fetch(ring + next % DEPTH * STAGE, low, high, meta, tile, tiles, first + wk + next * WK, chunks, lane, policy);
-        asm volatile("cp.async.commit_group;" ::: "memory");
+        end_group();
         if (i < steps) {
             const u32 stage = ring + i % DEPTH * STAGE;
             Words w[RT];
@@ -496,25 +354,19 @@ extern "C" __global__ void __launch_bounds__(THREADS) product(const u8* x, const
             float* at = sums + i / ROWS * LINE + i % ROWS;
             *at = sum_of_warps(at);
         }
-    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+    meet_the_cluster();
     for (int i = blockIdx.y * THREADS + threadIdx.x; i < used; i += slices * THREADS) {
         const int column = i / ROWS, row = i % ROWS;
         float v = 0.f;
-        for (int k = 0; k < slices; k++) {
-            u32 there;
-            float f;
-            asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address(sums + column * LINE + row)), "r"(k));
-            asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(f) : "r"(there) : "memory");
-            v += f;
-        }
+        for (int k = 0; k < slices; k++) v += read_of_block(sums + column * LINE + row, k);
         if (blockIdx.x * ROWS + row < rows) y[(size_t)column * rows + blockIdx.x * ROWS + row] = rounded(v);
     }
-    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+    meet_the_cluster();
 }
 
 // 32 columns of a tile of the decoded matrix into shared memory, rows 272 bytes apart
 template <int U>
-__device__ __forceinline__ void decode_unit(u32 to, const Words& w, const u8* meta, int lane) {
+INLINE void decode_unit(u32 to, const Words& w, const u8* meta, int lane) {
     constexpr int g = U / (GROUP ? GROUP : 1);
     const u32* m = (const u32*)(meta + ((GROUP ? g * 8 : 0) + lane / 4) * META);
     Zero top, bottom;
@@ -525,7 +377,7 @@ __device__ __forceinline__ void decode_unit(u32 to, const Words& w, const u8* me
 #pragma unroll
     for (int j = 0; j < 8; j++) {                            // step j / 4, columns + 8 for j % 4 / 2, rows + 8 for j % 2
         const u32 at = to + (lane / 4 + j % 2 * 8) * 272 + (U * 32 + j / 4 * 16 + j % 4 / 2 * 8 + lane % 4 * 2) * 2;
-        asm volatile("st.shared.u32 [%0], %1;" ::"r"(at), "r"(mul2(a[j], scale[j % 2])) : "memory");
+        write4(at, mul2(a[j], scale[j % 2]));
     }
 }
 
@@ -533,7 +385,8 @@ __device__ __forceinline__ void decode_unit(u32 to, const Words& w, const u8* me
 extern "C" __global__ void __launch_bounds__(128) matrix(const u8* low, const u8* high, const u8* meta, u16* out, int rows, int inputs, int chunks) {
     __shared__ __align__(16) u8 tiles[4][16 * 272];
     const int lane = threadIdx.x % 32, chunk = blockIdx.x * 4 + threadIdx.x / 32, tile = blockIdx.y;
-    asm volatile("griddepcontrol.launch_dependents;\ngriddepcontrol.wait;" ::: "memory");
+    let_the_next_kernel_start();
+    wait_for_the_kernels_before();
     if (chunk >= chunks) return;
     const size_t at = (size_t)tile * chunks + chunk;
     Words w;

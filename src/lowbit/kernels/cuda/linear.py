@@ -7,7 +7,7 @@ Idea      The bytes lie in memory as the tensor cores want them in registers: we
 Layout    Tiles of 16 rows x chunks of 128 columns. Lane 4r + c (r 0..7, c 0..3) holds of rows r and r + 8 the columns
           32u + 16t + 8p + 2c + e (u 0..3, t, p, e 0..1): 32 pairs in order (u, t, p, row half), the pair is e. A word of 32
           bits holds 16 / bits pairs: pair i has e = 0 at bit bits * i, e = 1 at bit 16 + bits * i.
-          low: [tiles, chunks, vectors, lane, 4 words]. 3 bits: the lower two as of 2 bits; high: [tiles, chunks, lane, 2 words],
+          low: [tiles, chunks, vectors, lane, 4 words]. 3 bits: the lower two as of 2 bits; high: [tiles, chunks, lane, 2 words]:
           word u / 2, pair (u % 2) * 8 + 4t + 2p + half at bits HIGH_BITS[pair] and 16 + HIGH_BITS[pair].
           meta: int16 [tiles, chunks, groups of a chunk, r, (scale r, scale r + 8, zero r, zero r + 8)], the last two only if
           asymmetric; with one scale per row [tiles, r, ...].
@@ -16,7 +16,7 @@ Traps     bfloat16 holds 128 + u exactly for 7 bits only: 8 bits go through (128
 """
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -30,6 +30,10 @@ from lowbit.kernels.cuda._build import Pointer
 RANK = 30
 DECODE_TOKENS = 64
 """Above this many tokens the matrix is decoded first."""
+WIDE_FROM = 9
+"""From this many tokens on four warps multiply together."""
+PROCESSORS = 132
+"""Multiprocessors that the cuts are made for (H100, H200)."""
 HIGH_BITS = (2, 4, 6, 3, 5, 7, 14, 15, 8, 10, 12, 9, 11, 13, 0, 1)
 SHARED = 227 << 10
 """Bytes of shared memory that a block can have."""
@@ -119,8 +123,10 @@ def _from_words(words: Tensor, bits: int) -> Tensor:
 def _high_words(pairs: Tensor) -> Tensor:
     """The third bits [tiles, chunks, lane, 32, 2] -> int32 [tiles, chunks, lane, 2]."""
     grouped = pairs.unflatten(3, (2, 16)).long()
-    words = sum((grouped[..., i, 0] << bit) | (grouped[..., i, 1] << (16 + bit)) for i, bit in enumerate(HIGH_BITS))
-    return _signed(words)  # type: ignore[arg-type]
+    words = torch.zeros_like(grouped[..., 0, 0])
+    for i, bit in enumerate(HIGH_BITS):
+        words |= (grouped[..., i, 0] << bit) | (grouped[..., i, 1] << (16 + bit))
+    return _signed(words)
 
 
 def _from_high_words(words: Tensor) -> Tensor:
@@ -166,8 +172,8 @@ def restore(prepared: dict[str, Tensor], format: Format, shape: tuple[int, int])
 @dataclass(frozen=True)
 class Tiles:
     """How a product is cut: each warp has `high` tiles of 16 rows; a block has `beside` warps over rows and `along` over
-    columns; `slices` blocks share the columns; `stages` chunks wait in a warp's ring; x comes `span` rounds at a time (0: whole).
-    wide: four warps multiply together (wgmma). scaled: weights are scaled before the product, not sums after it.
+    columns; `slices` blocks share the columns; `stages` chunks wait in a warp's ring; x comes `span` rounds at a time (0:
+    whole). wide: four warps multiply together (wgmma). scaled: weights are scaled before the product, not sums after it.
     """
 
     high: int
@@ -182,13 +188,31 @@ class Tiles:
 
 def tiles(format: Format, tokens: int, rows: int, chunks: int) -> Tiles:
     """The cut for a product of so many tokens, rows and chunks of 128 columns: the first that fits into shared memory."""
-    if tokens <= 8:
-        wanted = [Tiles(2, 1, 16, 1, 5), Tiles(2, 1, 16, 1, 3), Tiles(2, 1, 8, 4, 3), Tiles(1, 1, 8, 1, 3, 2)]
-    elif tokens <= 64:
-        wanted = [Tiles(1, 8, 2, min(8, max(1, chunks // 4)), stages, stages - 1, True) for stages in (4, 3, 2)]
-    else:
-        wanted = [Tiles(1, beside, 1, 1, stages, stages - 1, True, True) for beside in (16, 8, 4) for stages in (3, 2)]
-    return next(how for how in wanted if shared_bytes(format, tokens, chunks, how) <= SHARED)
+    wanted = _wide(tokens, rows, chunks) if tokens >= WIDE_FROM else _narrow(rows, chunks)
+    smaller = [replace(how, stages=stages, span=stages - 1) for how in wanted for stages in (how.stages, 3, 2)]
+    return next(how for how in wanted + smaller if shared_bytes(format, tokens, chunks, how) <= SHARED)
+
+
+def _narrow(rows: int, chunks: int) -> list[Tiles]:
+    """At most 8 tokens: about one block of 32 rows on each multiprocessor, as many warps along the columns as that leaves."""
+    blocks = -(-rows // 32)
+    if blocks <= PROCESSORS // 2:
+        return [Tiles(1, 1, 8, 2 if chunks >= 16 else 1, 5), Tiles(1, 1, 4, 1, 3)]
+    if blocks <= PROCESSORS:
+        return [Tiles(2, 1, 16, 1, 5 if chunks <= 64 else 3), Tiles(2, 1, 8, 1, 3)]
+    return [Tiles(2, 1, 8 if blocks <= 2 * PROCESSORS else 4, 1, 5), Tiles(2, 1, 4, 1, 3)]
+
+
+def _wide(tokens: int, rows: int, chunks: int) -> list[Tiles]:
+    """The tallest blocks (their rows share x) that with slices of the columns fill most multiprocessors."""
+    if tokens > DECODE_TOKENS:
+        return [Tiles(1, beside, 1, 1, 3, 2, True, True) for beside in (16, 8, 4)]
+    cuts = []
+    for beside in (16, 8, 4):
+        blocks = -(-rows // (16 * beside))
+        slices = max(n for n in (1, 2, 4, 8) if n <= max(1, min(PROCESSORS // blocks, chunks // 4)))
+        cuts.append((blocks * slices < 2 * PROCESSORS // 3, Tiles(1, beside, 1, slices, 4, 3, True)))
+    return [how for _, how in sorted(cuts, key=lambda cut: cut[0])]
 
 
 def linear(x: Tensor, prepared: dict[str, Tensor], format: Format, shape: tuple[int, int]) -> Tensor:
@@ -235,11 +259,23 @@ def shared_bytes(format: Format, tokens: int, chunks: int, how: Tiles) -> int:
     return max(ring + x, how.along * lines * (how.beside * how.high * 16 + 4) * 4)
 
 
+def grid(tokens: int, rows: int, how: Tiles) -> tuple[int, int, int]:
+    """Blocks over rows, over columns (a cluster) and over tokens."""
+    return -(-rows // (16 * how.high * how.beside)), how.slices, -(-tokens // (8 * eights(tokens)))
+
+
 def _address(tensor: Tensor | None) -> Pointer:
     return Pointer(0 if tensor is None else tensor.data_ptr())
 
 
-def product(x: Tensor, prepared: dict[str, Tensor], format: Format, shape: tuple[int, int], how: Tiles | None = None, overlap: bool = True) -> Tensor:
+def product(
+    x: Tensor,
+    prepared: dict[str, Tensor],
+    format: Format,
+    shape: tuple[int, int],
+    how: Tiles | None = None,
+    overlap: bool = True,
+) -> Tensor:
     """x [tokens, in] -> y [tokens, out] in one launch. how: another cut than `tiles` chooses; overlap: start early."""
     tokens, rows = x.shape[0], shape[0]
     y = torch.empty(tokens, rows, dtype=x.dtype, device=x.device)
@@ -248,9 +284,8 @@ def product(x: Tensor, prepared: dict[str, Tensor], format: Format, shape: tuple
     kernel = _build.kernel("linear.cu", "product", _macros(format, x.dtype, how, tokens), x.device.index)
     weights = (prepared["low"], prepared.get("high"), prepared["meta"])
     arguments = (*map(_address, (x, *weights, y)), tokens, *shape, chunks, spans(chunks, how)[0])
-    grid = (-(-rows // (16 * how.high * how.beside)), how.slices, -(-tokens // (8 * eights(tokens))))
     shared = shared_bytes(format, tokens, chunks, how)
-    kernel.launch(grid, 32 * how.beside * how.along, arguments, shared, how.slices, overlap)
+    kernel.launch(grid(tokens, rows, how), 32 * how.beside * how.along, arguments, shared, how.slices, overlap)
     return y
 
 

@@ -21,8 +21,10 @@ def panel_refusal(weight: Tensor) -> str:
     return "" if importlib.util.find_spec("triton") else "triton is not installed"
 
 
-def panel(weight: Tensor, moved: Tensor, lower: Tensor, group: Tensor, scale: Tensor, zero: Tensor | None, low: float, high: float,
-          levels: Tensor | None = None) -> tuple[Tensor, Tensor]:  # fmt: skip
+def panel(
+    weight: Tensor, moved: Tensor, lower: Tensor, group: Tensor, scale: Tensor, zero: Tensor | None, low: float, high: float,
+    levels: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Codes (element values) and values [columns, out] of a panel of at most 128 columns, the last of them rounded first.
 
     weight, moved float32 [columns, out]: the matrix, and the matrix with the feedback of all columns beyond the panel.

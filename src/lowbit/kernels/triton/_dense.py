@@ -54,7 +54,9 @@ def _plane(like, low, high, z, J: tl.constexpr, BITS: tl.constexpr, MODE: tl.con
             words = [low, high, zero]
             return tl.inline_asm_elementwise(PLANES[J], "=r,r,r,r", words, dtype=like.dtype.element_ty, is_pure=True, pack=2)
         else:
-            return tl.inline_asm_elementwise(PLANES[J], "=r,r,r", [low, zero], dtype=like.dtype.element_ty, is_pure=True, pack=2)
+            return tl.inline_asm_elementwise(
+                PLANES[J], "=r,r,r", [low, zero], dtype=like.dtype.element_ty, is_pure=True, pack=2
+            )
 
 
 @triton.jit
@@ -94,7 +96,7 @@ def product(
                     given = tl.where(k[:, None] < K, m[None, :], M) < M
                 xt = tl.load(x + m[None, :] * K + k[:, None], mask=given, other=0.0)
                 s = _take(scale + group * N + rows, live, FULL)
-                if ASYM:
+                if ASYM:  # noqa: SIM108
                     z = _take(zero + group * N + rows, live, FULL)[:, None]
                 else:
                     z = tl.full((BN, 1), 1 << (BITS - 1), tl.uint8)

@@ -19,7 +19,7 @@ def rounded(
     weight, moved, lower, group, scale, zero, levels, codes, values, OUT, N: tl.constexpr, P: tl.constexpr, BR: tl.constexpr,
     LOW: tl.constexpr, HIGH: tl.constexpr, ZERO: tl.constexpr, LEVELS: tl.constexpr,
 ):  # fmt: skip
-    """Grid (row blocks,). N: columns of the panel, P: N rounded up to a power of two. LEVELS: length of the table, 0 for integers."""
+    """Grid (row blocks,). N: columns of the panel, P: the next power of two. LEVELS: length of the table, 0 for integers."""
     r = tl.program_id(0) * BR + tl.arange(0, BR)
     p = tl.arange(0, P)
     at = p[None, :] * OUT + r[:, None]

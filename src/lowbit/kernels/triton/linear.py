@@ -123,7 +123,8 @@ def restore(prepared: dict[str, Tensor], format: Format, shape: tuple[int, int])
     codes = cube.permute(2, 0, 1, 3).reshape(rows, -1)[:, :inputs]
     groups = format.groups(shape)[1]
     parts = {name: prepared[name][:groups].t().contiguous() for name in ("scale", "zero") if name in prepared}
-    return packing.layout(format).pack(codes.contiguous(), layout.bits), parts
+    packed: Tensor = packing.layout(format).pack(codes.contiguous(), layout.bits)
+    return packed, dict(parts)
 
 
 def linear(x: Tensor, prepared: dict[str, Tensor], format: Format, shape: tuple[int, int]) -> Tensor:
