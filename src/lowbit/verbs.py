@@ -116,13 +116,14 @@ def inspect(model: str, *, device: str | None = None) -> dict[str, Any]:
     """What a folder stores, layer by layer, and which kernel will run each matrix on `device`, with the others' reasons."""
     import torch
 
-    from lowbit import architectures, checkpoints
+    from lowbit import checkpoints
     from lowbit.checkpoints.folder import Folder
     from lowbit.kernels import dispatch
+    from lowbit.layers import replacing
     from lowbit.pipeline.source import resolve
 
     folder = Folder(resolve(model))
-    stored = checkpoints.Stored(folder, architectures.find(folder.config()).renames)
+    stored = checkpoints.Stored(folder, replacing.renames_of(folder.config(), folder.names))
     place, dtype = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")), folder.dtype()
     layers, bits = [], {}
     for name, format in stored.formats.items():

@@ -72,7 +72,7 @@ class Source:
             method = self.folder.settings["quantization_config"].get("quant_method", "?")
             raise CheckpointError(f"{model}: the model is already quantized ({method}). Give the original.")
         self.architecture = architectures.find(self.config)
-        self.stored = checkpoints.Stored(self.folder, self.architecture.renames)
+        self.stored = checkpoints.Stored(self.folder, replacing.renames_of(self.config, self.folder.names))
 
     @cached_property
     def skeleton(self) -> nn.Module:

@@ -94,7 +94,8 @@ class Writer:
         if sum(f.stat().st_size for f in self.work.glob("*.safetensors")) < SMALL:
             self.join()
         formats = {stored.original(name): format for name, format in self.formats.items()}
-        ignore = [stored.original(n.name) for n in self.source.linears() if n.name not in self.formats]
+        linears = [name for name, module in self.source.skeleton.named_modules() if isinstance(module, nn.Linear)]
+        ignore = [stored.original(name) for name in linears if name not in self.formats]
         checkpoints.complete(self.work, self.source.folder, self.form.config(formats, ignore))
 
     def join(self) -> None:

@@ -1,8 +1,8 @@
 """_build - CUDA C++ compiled at run time by NVRTC and launched by the driver, through the cuda-bindings that torch brings.
 
 Idea      A kernel is one .cu file of this folder and its macros; compiled once a process for each set of macros, to machine
-          code of the device at hand. A launch may overlap the kernel before it (programmatic dependent launch): the .cu file waits
-          itself before it reads what other kernels write.
+          code of the device at hand. A launch may overlap the kernel before it (programmatic dependent launch): the .cu file
+          waits itself before it reads what other kernels write.
 Traps     The stream is torch's current one, so capture into CUDA graphs works once a kernel has been compiled by a first call.
 """
 

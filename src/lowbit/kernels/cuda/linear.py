@@ -7,11 +7,13 @@ Idea      The bytes lie in memory as the tensor cores want them in registers: we
 Layout    Tiles of 16 rows x chunks of 128 columns. Lane 4r + c (r 0..7, c 0..3) holds of rows r and r + 8 the columns
           32u + 16t + 8p + 2c + e (u 0..3, t, p, e 0..1): 32 pairs in order (u, t, p, row half), the pair is e. A word of 32
           bits holds 16 / bits pairs: pair i has e = 0 at bit bits * i, e = 1 at bit 16 + bits * i.
-          low: [tiles, chunks, vectors, lane, 4 words]. 3 bits: the lower two as of 2 bits; high: [tiles, chunks, lane, 2 words]:
-          word u / 2, pair (u % 2) * 8 + 4t + 2p + half at bits HIGH_BITS[pair] and 16 + HIGH_BITS[pair].
+          low: [tiles, chunks, vectors, lane, 4 words]. 3 bits: the lower two as of 2 bits; high: [tiles, chunks, lane, 2
+          words]: word u / 2, pair (u % 2) * 8 + 4t + 2p + half at bits HIGH_BITS[pair] and 16 + HIGH_BITS[pair].
           meta: int16 [tiles, chunks, groups of a chunk, r, (scale r, scale r + 8, zero r, zero r + 8)], the last two only if
           asymmetric; with one scale per row [tiles, r, ...].
 Source    Marlin (2408.11743) for magic numbers and fragment order; the layout, the column order and the schedule are our own.
+Figures   H200, int4-g128, 1 token, in a CUDA graph, weights past the L2: 5.25 / 11.1 / 11.3 us for 4096x4096 / 14336x4096 /
+          4096x14336, 1.20 / 1.23 / 1.25 times the time of reading the bytes (measured before the columns got this order).
 Traps     bfloat16 holds 128 + u exactly for 7 bits only: 8 bits go through (128 + low 7 bits) - (128 or 256).
 """
 

@@ -122,9 +122,12 @@ def restore(prepared: dict[str, Tensor], format: Format, shape: tuple[int, int])
         cube = _codes(low[:, 0], layout.bits, layout.count)
     codes = cube.permute(2, 0, 1, 3).reshape(rows, -1)[:, :inputs]
     groups = format.groups(shape)[1]
-    parts = {name: prepared[name][:groups].t().contiguous() for name in ("scale", "zero") if name in prepared}
+    parts: dict[str, Tensor] = {}
+    for name in ("scale", "zero"):
+        if name in prepared:
+            parts[name] = prepared[name][:groups].t().contiguous()
     packed: Tensor = packing.layout(format).pack(codes.contiguous(), layout.bits)
-    return packed, dict(parts)
+    return packed, parts
 
 
 def linear(x: Tensor, prepared: dict[str, Tensor], format: Format, shape: tuple[int, int]) -> Tensor:
