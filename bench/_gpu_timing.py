@@ -42,4 +42,4 @@ def microseconds(calls: Sequence[Callable[[], object]], rounds: int = 11, least:
         end.record()
         end.synchronize()
         times.append(begin.elapsed_time(end) * 1e3 / (repeats * len(calls)))
-    return statistics.median(times[2:])
+    return float(statistics.median(times[2:]))

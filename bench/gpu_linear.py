@@ -33,7 +33,12 @@ def lowbit_kernel(name: str, q: Quantized, count: int) -> Calls:
     kernel = dispatch.get(name)
     first = kernel.prepare(q.format, packed, parts, q.shape)
     weights = [first] + [{k: t.clone() for k, t in first.items()} for _ in range(count - 1)]
-    return [lambda x, w=w: kernel.linear(x, w, q.format, q.shape) for w in weights]
+
+    def call(x: Tensor, held: dict[str, Tensor]) -> Tensor:
+        y: Tensor = kernel.linear(x, held, q.format, q.shape)
+        return y
+
+    return [partial(call, held=w) for w in weights]
 
 
 def ours(q: Quantized, count: int) -> Calls:
@@ -48,7 +53,7 @@ def cublas(q: Quantized, count: int) -> Calls:
     """bfloat16 weights and the vendor's product."""
     dense = q.decode().bfloat16()
     weights = [dense.clone() for _ in range(copies(2 * dense.numel()))]
-    return [lambda x, w=w: torch.nn.functional.linear(x, w) for w in weights]
+    return [partial(torch.nn.functional.linear, weight=w) for w in weights]
 
 
 def tinygemm(q: Quantized, count: int) -> Calls:
@@ -59,7 +64,11 @@ def tinygemm(q: Quantized, count: int) -> Calls:
     pairs = torch.stack([scale, torch.zeros_like(scale)], -1).transpose(0, 1).contiguous()
     codes = (q.codes[:, ::2] << 4) | q.codes[:, 1::2]
     weights = [torch._convert_weight_to_int4pack(codes, 8) for _ in range(count)]
-    return [lambda x, w=w: torch._weight_int4pack_mm(x, w, q.format.group[1], pairs) for w in weights]
+
+    def call(x: Tensor, held: Tensor) -> Tensor:
+        return torch._weight_int4pack_mm(x, held, q.format.group[1], pairs)
+
+    return [partial(call, held=w) for w in weights]
 
 
 def gemlite(q: Quantized, count: int) -> Calls:
@@ -79,7 +88,7 @@ def gemlite(q: Quantized, count: int) -> Calls:
         layer = rival.GemLiteLinear(bits, q.format.group[1], inputs, rows, input_dtype=half, output_dtype=half)
         layer.pack(q.codes, q.grid.scale.half(), zeros.half(), None)
         layers.append(layer)
-    return [lambda x, layer=layer: _gemlite(layer, x) for layer in layers]
+    return [partial(_gemlite, layer) for layer in layers]
 
 
 def _gemlite(layer, x: Tensor) -> Tensor:  # type: ignore[no-untyped-def]

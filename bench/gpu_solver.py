@@ -72,9 +72,9 @@ def measure(text: str, shape: tuple[int, int], loop: bool) -> dict[str, float]:
         "factor_s": seconds(lambda: damping.factorise(moment, order, 0.01)),
         "fused_s": seconds(lambda: fused(weight, factor, grid)),
     }
-    panel = [t[:128].contiguous() for t in (weight.T, weight.T, factor.lower[:128, :128])]  # type: ignore[index]
+    columns, lower = weight.T[:128].contiguous(), factor.lower[:128, :128].contiguous()  # type: ignore[index]
     group, scale = torch.zeros(128, dtype=torch.int32, device="cuda"), grid.scale.T.contiguous()
-    found["panel_s"] = seconds(lambda: triton.panel(*panel, group, scale, None, -8.0, 7.0), 5)
+    found["panel_s"] = seconds(lambda: triton.panel(columns, columns, lower, group, scale, None, -8.0, 7.0), 5)
     found["loss"] = ldl.loss(weight - fused(weight, factor, grid), moment)
     if loop:
         found["loop_s"] = seconds(lambda: ldl.solve(weight, factor, codec.GridCodec(grid)), 1)

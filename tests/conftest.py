@@ -1,5 +1,6 @@
 """What every test may use: one thread, a fixed seed, a tiny real model on disk."""
 
+import importlib.util
 import os
 import shutil
 from collections.abc import Iterator
@@ -15,10 +16,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import torch  # noqa: E402 - reads the environment when it is imported
-import typecheck  # noqa: E402
-from jaxtyping import install_import_hook  # noqa: E402
 
-install_import_hook([f"lowbit.{room}" for room in typecheck.ROOMS], "typecheck.check")
+if importlib.util.find_spec("beartype") and importlib.util.find_spec("jaxtyping"):  # a GPU machine may lack them
+    import typecheck
+    from jaxtyping import install_import_hook
+
+    install_import_hook([f"lowbit.{room}" for room in typecheck.ROOMS], "typecheck.check")
 
 
 @pytest.fixture(scope="session", autouse=True)

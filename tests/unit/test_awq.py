@@ -40,8 +40,19 @@ def block_of(name: str, dtype: torch.dtype = torch.float32, **changes: Any) -> t
     for hook in hooks:
         hook.remove()
     known = suite.architecture(name)
-    block = Block(0, f"{known.blocks}.0", module, linears, dict.fromkeys(linears, FORMAT), known.folds, known.stages, run,
-                  suite.heads_of(model), samples, kwargs)
+    block = Block(
+        0,
+        f"{known.blocks}.0",
+        module,
+        linears,
+        dict.fromkeys(linears, FORMAT),
+        known.folds,
+        known.stages,
+        run,
+        suite.heads_of(model),
+        samples,
+        kwargs,
+    )
     return model, block, {n: c.stats() for n, c in collecting.items()}
 
 
@@ -143,7 +154,7 @@ def test_value_scales_reach_every_query_head(name: str, queries: int, values: in
     before = model(suite.tokens()).logits
     heads = (queries, values)
     for block in model.model.layers:
-        fold, = (f for f in folding.resolve(suite.architecture(name).folds, [n for n, _ in block.named_modules()]) if f.heads)
+        (fold,) = (f for f in folding.resolve(suite.architecture(name).folds, [n for n, _ in block.named_modules()]) if f.heads)
         first, channels = folding.rows_of(block, fold, heads)
         assert channels == 16 * values and first == (16 * (queries + values) if name == "phi3" else 0)
         folding.apply(block, fold, torch.rand(channels) * 3 + 0.3, heads)
@@ -182,7 +193,7 @@ def test_tied_embeddings_are_not_touched() -> None:
 
 def test_wrong_heads_are_refused() -> None:
     _, block, _ = block_of("llama")
-    fold, = (f for f in folding.resolve(block.folds, [n for n, _ in block.module.named_modules()]) if f.heads)
+    (fold,) = (f for f in folding.resolve(block.folds, [n for n, _ in block.module.named_modules()]) if f.heads)
     with pytest.raises(ArchitectureError, match="do not fit 3 query"):
         folding.rows_of(block.module, fold, (3, 3))
 

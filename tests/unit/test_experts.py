@@ -53,7 +53,10 @@ def test_names_are_those_of_files_and_meta_stays_meta() -> None:
     model.set_submodule("model.layers.0.mlp.experts", take_apart(model.model.layers[0].mlp.experts))
     shapes = {n: tuple(p.shape) for n, p in model.named_parameters() if "layers.0.mlp.experts.3" in n}
     assert {n.removeprefix("model.layers.0.mlp.experts.3."): s for n, s in shapes.items()} == {
-        "gate_proj.weight": (32, 64), "up_proj.weight": (32, 64), "down_proj.weight": (64, 32)}
+        "gate_proj.weight": (32, 64),
+        "up_proj.weight": (32, 64),
+        "down_proj.weight": (64, 32),
+    }
     assert all(p.is_meta for p in model.parameters())
 
 
@@ -103,10 +106,10 @@ def test_a_pause_meets_all_experts_and_down_sees_what_changed() -> None:
     assert [len(s) for s in stages] == [8, 4]
     changed = copy.deepcopy(layer)
     with Paused(changed, changed, [list(s) for s in stages], [routed()[0]]) as runs:
-        (_, wide), = runs.inputs(0)
+        ((_, wide),) = runs.inputs(0)
         assert list(wide) == [f"mlp.experts.{i}.gate_proj" for i in range(4)]
         changed.mlp.experts.get_submodule("0").up_proj.weight.mul_(2)
-        (_, narrow), = runs.inputs(1)
+        ((_, narrow),) = runs.inputs(1)
         runs.outputs()
     x, index, _ = routed()
     expert = layer.mlp.experts.get_submodule("0")
@@ -116,12 +119,15 @@ def test_a_pause_meets_all_experts_and_down_sees_what_changed() -> None:
     assert narrow["mlp.experts.3.down_proj"].shape == (0, 96)
 
 
-@pytest.mark.parametrize(("change", "said"), [
-    (lambda m: setattr(m, "is_transposed", True), "is_transposed"),
-    (lambda m: setattr(m, "is_concatenated", False), "not is_concatenated"),
-    (lambda m: m.register_parameter("gate_up_proj_bias", nn.Parameter(torch.zeros(4, 192))), "gate_up_proj_bias"),
-    (lambda m: setattr(m, "down_proj", nn.Parameter(torch.zeros(64, 96))), r"down_proj \[64, 96\]"),
-])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda m: setattr(m, "is_transposed", True), "is_transposed"),
+        (lambda m: setattr(m, "is_concatenated", False), "not is_concatenated"),
+        (lambda m: m.register_parameter("gate_up_proj_bias", nn.Parameter(torch.zeros(4, 192))), "gate_up_proj_bias"),
+        (lambda m: setattr(m, "down_proj", nn.Parameter(torch.zeros(64, 96))), r"down_proj \[64, 96\]"),
+    ],
+)
 def test_other_arrangements_are_refused(change: object, said: str) -> None:
     fused = experts_of("mixtral")
     change(fused)  # type: ignore[operator]

@@ -32,9 +32,12 @@ def experts_decoder(renames: tuple[tuple[str, str], ...] = ()) -> Architecture:
     return Architecture(
         stages=(QKV, OUT, WIDEN + WIDEN_EXPERTS, NARROW + NARROW_EXPERTS),
         folds=(
-            Fold("input_layernorm", QKV, "self_attn"), VALUE_FOLD,
-            Fold(norm, (*WIDEN_EXPERTS, "mlp.gate"), "mlp"), UP_FOLD_EXPERTS,
-            Fold(norm, WIDEN, "mlp"), UP_FOLD,
+            Fold("input_layernorm", QKV, "self_attn"),
+            VALUE_FOLD,
+            Fold(norm, (*WIDEN_EXPERTS, "mlp.gate"), "mlp"),
+            UP_FOLD_EXPERTS,
+            Fold(norm, WIDEN, "mlp"),
+            UP_FOLD,
         ),
         experts="mlp.experts",
         renames=renames,

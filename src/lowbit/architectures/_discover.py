@@ -27,8 +27,10 @@ def of_config(config: Any) -> Architecture:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
     except ValueError as error:
-        raise ArchitectureError(f"model_type '{config.model_type}': transformers has no causal language model for it. "
-                                "`lowbit list architectures` names those that are known.") from error
+        raise ArchitectureError(
+            f"model_type '{config.model_type}': transformers has no causal language model for it. "
+            "`lowbit list architectures` names those that are known."
+        ) from error
     return discover(model, config.model_type)
 
 
@@ -36,8 +38,10 @@ def discover(model: Any, model_type: str = "") -> Architecture:
     """The map of `model` (parameters may be on meta): blocks, embedding, head, final norm, routers. No stages, no folds."""
     blocks = _blocks(model)
     if not blocks:
-        raise ArchitectureError(f"model_type '{model_type}': {type(model).__name__} has no list of layers that hold "
-                                "nn.Linear. Add a file to lowbit/architectures.")
+        raise ArchitectureError(
+            f"model_type '{model_type}': {type(model).__name__} has no list of layers that hold "
+            "nn.Linear. Add a file to lowbit/architectures."
+        )
     names = {id(module): name for name, module in model.named_modules()}
     outside = blocks.rpartition(".")[0]
     norms = [n for n, _ in model.get_submodule(outside).named_children() if "norm" in n.lower() or n.lower().startswith("ln")]
@@ -69,14 +73,20 @@ def _blocks(model: nn.Module) -> str:
 def _experts(layers: list[nn.Module], who: str) -> str:
     """Name of the module of fused experts in a block, "" for none. Raises ArchitectureError for other 3-D weights."""
     fused = {
-        name: tuple(p.shape) for layer in layers for name, m in layer.named_modules() if not isinstance(m, CONVOLUTIONS)
-        for p in m.parameters(recurse=False) if p.dim() == 3
+        name: tuple(p.shape)
+        for layer in layers
+        for name, m in layer.named_modules()
+        if not isinstance(m, CONVOLUTIONS)
+        for p in m.parameters(recurse=False)
+        if p.dim() == 3
     }
     usual = {n for layer in layers for n, m in layer.named_modules() if hasattr(m, "gate_up_proj") and hasattr(m, "down_proj")}
     odd = sorted(set(fused) - usual) or sorted(fused)[1:]
     if odd:
-        raise ArchitectureError(f"{who}: {odd[0]} holds 3-D weights {fused[odd[0]]} that lowbit cannot take apart. "
-                                "Add a file to lowbit/architectures.")
+        raise ArchitectureError(
+            f"{who}: {odd[0]} holds 3-D weights {fused[odd[0]]} that lowbit cannot take apart. "
+            "Add a file to lowbit/architectures."
+        )
     return next(iter(fused), "")
 
 

@@ -5,9 +5,11 @@ Traps  Files keep the old names: block_sparse_moe for mlp, and w1, w3, w2 for ga
 
 from lowbit.architectures._decoder import experts_decoder
 
-ARCHITECTURE = experts_decoder(renames=(
-    (r"\.block_sparse_moe\.", ".mlp."),
-    (r"\.experts\.(\d+)\.w1\.", r".experts.\1.gate_proj."),
-    (r"\.experts\.(\d+)\.w3\.", r".experts.\1.up_proj."),
-    (r"\.experts\.(\d+)\.w2\.", r".experts.\1.down_proj."),
-))
+ARCHITECTURE = experts_decoder(
+    renames=(
+        (r"\.block_sparse_moe\.", ".mlp."),
+        (r"\.experts\.(\d+)\.w1\.", r".experts.\1.gate_proj."),
+        (r"\.experts\.(\d+)\.w3\.", r".experts.\1.up_proj."),
+        (r"\.experts\.(\d+)\.w2\.", r".experts.\1.down_proj."),
+    )
+)

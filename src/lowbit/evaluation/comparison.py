@@ -53,7 +53,7 @@ def compare(
             "seconds": 0.0,
             "peak_memory": 0,
             "layers": [],
-            "texts": {n: measure.divergence(None, t, reference).summary() for n, t in texts.items()},
+            "texts": {n: measure.divergence(reference, t, reference).summary() for n, t in texts.items()},
         }
     ]
     progress.start("compare", len(recipes))

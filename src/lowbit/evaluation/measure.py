@@ -66,12 +66,12 @@ def read_texts(names: Sequence[str], tokenizer: Any, length: int, count: int | N
     return found
 
 
-def divergence(model: nn.Module | None, windows: Tensor, reference: Reference | None) -> Divergence:
-    """Run both models over windows [windows, length]; model None: the reference against itself."""
+def divergence(model: nn.Module | Reference, windows: Tensor, reference: Reference | None) -> Divergence:
+    """Run both models over windows [windows, length]."""
     found = Divergence()
     for row in windows:
-        original = None if reference is None else reference.logits(row)
-        found.add(row, original if model is None else logits_of(model, row), original)
+        quantized = model.logits(row) if isinstance(model, Reference) else logits_of(model, row)
+        found.add(row, quantized, None if reference is None else reference.logits(row))
     return found
 
 

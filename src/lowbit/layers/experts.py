@@ -47,8 +47,15 @@ class Expert(nn.Module):
 class Experts(nn.Module):
     """All experts of one layer, children "0", "1", ... activation: applied to the gate."""
 
-    def __init__(self, count: int, hidden: int, inner: int, activation: Callable[[Tensor], Tensor], dtype: torch.dtype,
-                 device: torch.device) -> None:
+    def __init__(
+        self,
+        count: int,
+        hidden: int,
+        inner: int,
+        activation: Callable[[Tensor], Tensor],
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
         super().__init__()
         self.num_experts = count
         self.act_fn = activation
@@ -65,8 +72,10 @@ class Experts(nn.Module):
         inputs = [hidden_states[tokens] for tokens, _ in places]
         experts: list[Any] = [self.get_submodule(str(i)) for i in range(self.num_experts)]
         self.announce({f"{i}.gate_proj": x for i, x in enumerate(inputs)}, ("gate_proj", "up_proj"))
-        inner = [self.act_fn(e.gate_proj(x)) * e.up_proj(x) if len(x) else x.new_zeros(0, e.down_proj.in_features)
-                 for e, x in zip(experts, inputs, strict=True)]
+        inner = [
+            self.act_fn(e.gate_proj(x)) * e.up_proj(x) if len(x) else x.new_zeros(0, e.down_proj.in_features)
+            for e, x in zip(experts, inputs, strict=True)
+        ]
         self.announce({f"{i}.down_proj": x for i, x in enumerate(inner)}, ("down_proj",))
         result = torch.zeros_like(hidden_states)
         for expert, x, (tokens, ranks) in zip(experts, inner, places, strict=True):
@@ -83,8 +92,10 @@ def take_apart(module: nn.Module) -> Experts:
     """
     unusual = _unusual(module)
     if unusual:
-        raise ArchitectureError(f"{type(module).__name__}: these experts cannot be taken apart: {', '.join(unusual)}. "
-                                "Add their form to lowbit/layers/experts.py.")
+        raise ArchitectureError(
+            f"{type(module).__name__}: these experts cannot be taken apart: {', '.join(unusual)}. "
+            "Add their form to lowbit/layers/experts.py."
+        )
     source: Any = module
     fused, down = source.gate_up_proj, source.down_proj
     count, twice, hidden = fused.shape

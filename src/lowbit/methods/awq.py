@@ -56,8 +56,10 @@ class AWQ(Method):
         folds = folding.resolve(block.folds, [name for name, _ in block.module.named_modules()])
         if not folds:
             kind = type(block.module).__name__
-            raise ArchitectureError(f"awq: no folds are known for {kind} ({block.name}), so scales have nowhere to go. "
-                                    "Use rtn, hqq or gptq, or add a file to lowbit/architectures.")
+            raise ArchitectureError(
+                f"awq: no folds are known for {kind} ({block.name}), so scales have nowhere to go. "
+                "Use rtn, hqq or gptq, or add a file to lowbit/architectures."
+            )
         if block.samples is None:
             raise CalibrationError(f"awq: {block.name} has no hidden states to try scales on. Give a calibration text.")
         calls = _record(block, {fold.inspect for fold in folds}, block.samples[: self.windows])

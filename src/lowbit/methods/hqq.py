@@ -6,8 +6,8 @@ Idea      Least sum |W - value|^p, p < 1, forgives outliers. Scales stay those o
           A zero that is stored as an integer is rounded at the end; where the first one then fits better, it stays.
 Source    HQQ (mobiusml.github.io/hqq_blog, 2023), optimize_weights_proximal.
 Defaults  p 0.7, beta 10, kappa 1.01, 20 iterations (reference code).
-Figures   lowbit-tiny, KL in milli-nats on books / docs / wikitext2 (8 windows): int4-g64-floatzero 52 / 67 / 111, rtn 58 / 73 / 123,
-          rtn(search=mse) 51 / 61 / 95; int4-g128-asym and int3-g128-asym: equal to rtn.
+Figures   lowbit-tiny, KL in milli-nats on books / docs / wikitext2 (8 windows): int4-g64-floatzero 52 / 67 / 111,
+          rtn 58 / 73 / 123, rtn(search=mse) 51 / 61 / 95; int4-g128-asym and int3-g128-asym: equal to rtn.
 Traps     A zero stored as an integer keeps nothing of it (the fitted one is less than half a code away): give it a float zero.
           The reference's groups run along the outputs by default (axis 0); here, as in every engine, along the inputs. It needs
           a zero: int4-g64-asym or int4-g64-floatzero.

@@ -1,11 +1,11 @@
 """architectures - what every file of lowbit.architectures passes, on a small random model of the real class.
 
-    check_coverage   every linear of every block is in one stage, or kept with a reason
-    check_stages     the declared stages are those that a forward shows, in its order
-    check_folds      random scales along every fold keep the logits: 1e-9 in float64, 1e-4 in float32
-    check_experts    experts taken apart compute what the fused ones do
-    check_names      the names that transformers writes become the model's own by `renames`
-    check_discovery  without its file, blocks, ends and stages of the model are found all the same
+check_coverage   every linear of every block is in one stage, or kept with a reason
+check_stages     the declared stages are those that a forward shows, in its order
+check_folds      random scales along every fold keep the logits: 1e-9 in float64, 1e-4 in float32
+check_experts    experts taken apart compute what the fused ones do
+check_names      the names that transformers writes become the model's own by `renames`
+check_discovery  without its file, blocks, ends and stages of the model are found all the same
 """
 
 import fnmatch

@@ -76,8 +76,10 @@ def rows_of(block: nn.Module, fold: Fold, heads: tuple[int, int]) -> tuple[int, 
         channels = inputs // heads[0] * heads[1]
         first = outputs - channels
     if first < 0 or (inputs != channels * (heads[0] // heads[1] if fold.heads else 1)):
-        raise ArchitectureError(f"fold {fold.source} -> {fold.targets[0]}: {outputs} outputs and {inputs} inputs do not fit "
-                                f"{heads[0]} query and {heads[1]} key-value heads. Correct the architecture's file.")
+        raise ArchitectureError(
+            f"fold {fold.source} -> {fold.targets[0]}: {outputs} outputs and {inputs} inputs do not fit "
+            f"{heads[0]} query and {heads[1]} key-value heads. Correct the architecture's file."
+        )
     return first, channels
 
 
@@ -96,8 +98,9 @@ def apply(block: nn.Module, fold: Fold, scales: Tensor, heads: tuple[int, int] =
     """Move `scales` (one for each of the source's channels) along a resolved fold; the block keeps its function."""
     first, channels = rows_of(block, fold, heads)
     if scales.shape != (channels,):
-        raise ArchitectureError(f"fold {fold.source} -> {fold.targets[0]}: {tuple(scales.shape)} scales for "
-                                f"{channels} channels. Give one for each.")
+        raise ArchitectureError(
+            f"fold {fold.source} -> {fold.targets[0]}: {tuple(scales.shape)} scales for {channels} channels. Give one for each."
+        )
     source = block.get_submodule(fold.source)
     weight = _weight(block, fold.source)
     norm = weight.dim() == 1
@@ -114,6 +117,7 @@ def _weight(block: nn.Module, name: str) -> nn.Parameter:
     """The weight of a norm, a linear or a router."""
     weight = block.get_submodule(name).weight
     if not isinstance(weight, nn.Parameter):
-        raise ArchitectureError(f"{name}: {type(block.get_submodule(name)).__name__} has no weight to fold into. "
-                                "Correct the architecture's file.")
+        raise ArchitectureError(
+            f"{name}: {type(block.get_submodule(name)).__name__} has no weight to fold into. Correct the architecture's file."
+        )
     return weight

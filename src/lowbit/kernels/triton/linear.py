@@ -1,4 +1,4 @@
-"""linear - y = x W.T for integers of 2, 3, 4 and 8 bits in Triton: any GPU that Triton knows.
+"""linear - y = x W.T for integers of 2, 3, 4 and 8 bits in Triton: any NVIDIA GPU.
 
 In / Out  codes of layout "dense", scales [N, G], zeros uint8 -> planes (see `prepare`); x [tokens, in] -> y [tokens, out].
 Idea      Few tokens: one launch that reads every code once and decodes in registers (_dense.py). Many tokens: the matrix is
@@ -67,8 +67,8 @@ def refusal(format: Format, dtype: torch.dtype) -> str:
 
 def supports(format: Format, shape: tuple[int, int], device: torch.device, dtype: torch.dtype, tokens: int) -> str:
     """ "" when this kernel takes the layer, else the reason."""
-    if device.type != "cuda":
-        return f"device {device.type} is not a GPU"
+    if device.type != "cuda" or torch.version.hip is not None:
+        return f"device {device.type} is not an NVIDIA GPU"
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
     return refusal(format, dtype)
@@ -208,7 +208,7 @@ def product(x: Tensor, prepared: dict[str, Tensor], format: Format, rows: int, h
     y = torch.empty(tokens, rows, dtype=x.dtype, device=x.device)
     grid = (-(-rows // how.rows), how.slices, -(-tokens // how.tokens))
     part = torch.empty(grid[0] * how.slices * how.rows * how.tokens if how.slices > 1 else 1, device=x.device)
-    overlap = x.is_cuda and torch.version.hip is None and torch.cuda.get_device_capability(x.device)[0] >= 9
+    overlap = x.is_cuda and torch.cuda.get_device_capability(x.device)[0] >= 9
     options = {"num_warps": how.warps, "num_stages": how.stages} if x.is_cuda else {}
     _dense.product[grid](
         x, prepared["low"], prepared["high"], scale, prepared.get("zero", scale), y, part, prepared["count"], tokens,
