@@ -4,7 +4,7 @@ A random Llama of 24 blocks and at least 3 GB is written to a folder, then quant
 is the peak beyond what importing torch and transformers takes, as a share of the checkpoint's size; it must stay below
 a quarter.
 
-    python bench/memory.py [folder] [--keep]
+    python bench/memory.py [--dtype=float32|bfloat16]
 """
 
 import json
@@ -15,18 +15,15 @@ from pathlib import Path
 
 from _rows import keep
 
-SHAPE = {
-    "hidden_size": 2048,
-    "intermediate_size": 7424,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 32,
-    "vocab_size": 8192,
-    "max_position_embeddings": 2048,
-    "tie_word_embeddings": True,
-    "bos_token_id": 0,
-    "eos_token_id": 1,
+COMMON = {
+    "num_hidden_layers": 24, "num_key_value_heads": 16, "num_attention_heads": 16, "vocab_size": 8192,
+    "tie_word_embeddings": True, "max_position_embeddings": 2048, "bos_token_id": 0, "eos_token_id": 1,
+}  # fmt: skip
+SHAPES = {
+    "float32": {"hidden_size": 2048, "intermediate_size": 2432},
+    "bfloat16": {"hidden_size": 2560, "intermediate_size": 4736},
 }
+"""By the checkpoint's dtype: at least 3 GB each."""
 BASELINE = """
 import torch, transformers
 from transformers.models.llama import modeling_llama
@@ -35,14 +32,14 @@ print(peak_memory())
 """
 
 
-def write(folder: Path, tokenizer: Path) -> int:
+def write(folder: Path, tokenizer: Path, dtype: str) -> int:
     """A random checkpoint, one file a block, never more than one block in memory; its size in bytes."""
     import torch
     from safetensors.torch import save_file
     from transformers import LlamaConfig, LlamaForCausalLM
 
     folder.mkdir(parents=True, exist_ok=True)
-    config = LlamaConfig(**SHAPE, dtype="bfloat16", architectures=["LlamaForCausalLM"])
+    config = LlamaConfig(**COMMON, **SHAPES[dtype], dtype=dtype, architectures=["LlamaForCausalLM"])
     config.save_pretrained(folder)
     for path in tokenizer.glob("tokenizer*"):
         (folder / path.name).write_bytes(path.read_bytes())
@@ -52,28 +49,27 @@ def write(folder: Path, tokenizer: Path) -> int:
     for name in shapes:
         groups.setdefault(name.split(".")[2] if ".layers." in name else "outside", []).append(name)
     index: dict[str, str] = {}
+    stored = getattr(torch, dtype)
     total = 0
     for number, names in enumerate(groups.values(), 1):
         file = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
         tensors = {
-            n: torch.randn(shapes[n], dtype=torch.float32).mul_(0.02).bfloat16()
-            if len(shapes[n]) > 1
-            else torch.ones(shapes[n], dtype=torch.bfloat16)
+            n: torch.randn(shapes[n]).mul_(0.02).to(stored) if len(shapes[n]) > 1 else torch.ones(shapes[n], dtype=stored)
             for n in names
         }
         save_file(tensors, folder / file, metadata={"format": "pt"})
         index |= dict.fromkeys(names, file)
-        total += sum(t.numel() * 2 for t in tensors.values())
+        total += sum(t.numel() * t.element_size() for t in tensors.values())
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": index}))
     return total
 
 
 def main() -> None:
-    places = [a for a in sys.argv[1:] if not a.startswith("-")]
+    options = dict(a.removeprefix("--").split("=", 1) for a in sys.argv[1:])
+    dtype = options.get("dtype", "float32")
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(places[0] if places else temporary) / "synthetic"
-        tokenizer = Path(__file__).parent.parent / "models" / "lowbit-tiny"
-        size = write(folder, tokenizer) if not folder.exists() else sum(f.stat().st_size for f in folder.glob("*.safetensors"))
+        folder = Path(temporary) / "synthetic"
+        size = write(folder, Path(__file__).parent.parent / "models" / "lowbit-tiny", dtype)
         base = int(subprocess.run([sys.executable, "-c", BASELINE], capture_output=True, text=True, check=True).stdout)
         out = Path(temporary) / "out"
         command = [
@@ -84,7 +80,7 @@ def main() -> None:
             str(folder),
             "gptq(int4-g128)",
             f"--out={out}",
-            "--samples=16",
+            "--samples=8",
             "--length=512",
             "--json",
         ]
@@ -99,7 +95,7 @@ def main() -> None:
             share=round(beyond / size, 4),
             bar=0.25,
             seconds=result["seconds"],
-            command="python bench/memory.py",
+            dtype=dtype,
         )
 
 
