@@ -49,7 +49,7 @@ class Lines:
 class Bar(Lines):
     """A bar over blocks with the current layer, its error and the time left."""
 
-    _bar: "RichProgress"
+    _bar: "RichProgress | None" = None
 
     def start(self, what: str, blocks: int) -> None:
         from rich import progress as rich
@@ -63,22 +63,29 @@ class Bar(Lines):
             rich.TextColumn("{task.fields[left]}"),
             rich.TextColumn("[dim]{task.fields[layer]}"),
         ]
-        self._bar = rich.Progress(*columns, console=Console(stderr=True), refresh_per_second=4)
-        self._task = self._bar.add_task(what, total=blocks, layer="", left="")
-        self._bar.start()
+        self._bar = bar = rich.Progress(*columns, console=Console(stderr=True), refresh_per_second=4)
+        self._task = bar.add_task(what, total=blocks, layer="", left="")
+        bar.start()
 
     def layer(self, name: str, error: float | None, seconds: float) -> None:
         told = name if error is None else f"{name}  error {error:.4f}"
-        self._bar.update(self._task, layer=told)
+        if self._bar:
+            self._bar.update(self._task, layer=told)
 
     def block(self, index: int, error: float | None, seconds: float) -> None:
         self._done += 1
         left = f"left {clock(self.left())}" if self._done < self._blocks else f"took {clock(time.monotonic() - self._start)}"
-        self._bar.update(self._task, advance=1, left=left)
+        if self._bar:
+            self._bar.update(self._task, advance=1, left=left)
 
     def say(self, text: str) -> None:
-        self._bar.console.print(text, highlight=False, markup=False)
+        if self._bar is None:
+            super().say(text)
+        else:
+            self._bar.console.print(text, highlight=False, markup=False)
 
     def end(self) -> None:
-        self._bar.update(self._task, layer="")
-        self._bar.stop()
+        if self._bar:
+            self._bar.update(self._task, layer="")
+            self._bar.stop()
+            self._bar = None

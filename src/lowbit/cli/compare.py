@@ -6,7 +6,7 @@ import typer
 
 from lowbit.cli import _options as options
 from lowbit.cli._output import Output, verbs
-from lowbit.cli._progress import progress
+from lowbit.cli._progress import Lines
 
 
 def command(
@@ -41,7 +41,7 @@ def command(
             length=length,
             seed=seed,
             device=device,
-            progress=progress(),
+            progress=Lines(),
         )
         output.object(result)
         if not json:

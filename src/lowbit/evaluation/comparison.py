@@ -94,9 +94,10 @@ def _made(
     options = {"calibration": calibration, "samples": samples, "length": length, "seed": seed, "device": device}
     arguments = [f"--{k}={v}" for k, v in options.items() if v is not None]
     command = [sys.executable, "-m", "lowbit", "quantize", original, sentence, f"--out={target}", *arguments, "--json"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    live = sys.stderr.isatty()  # then its own bar over blocks is seen
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=None if live else subprocess.PIPE, text=True)
     if done.returncode:
-        told = done.stderr.strip().splitlines()
+        told = (done.stderr or "").strip().splitlines()
         kind = {2: errors.RequestError, 3: errors.CheckpointError, 4: errors.CapacityError}.get(
             done.returncode, errors.LowbitError
         )

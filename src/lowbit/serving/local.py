@@ -32,14 +32,14 @@ class Local:
         yield from self._stream(self.tokenizer(prompt, return_tensors="pt")["input_ids"], tokens, temperature)
 
     def reply(self, messages: list[dict[str, str]], tokens: int, temperature: float = 0.7) -> Iterator[str]:
-        """The answer to a conversation ({"role", "content"} each), by the model's chat template where it has one."""
+        """The answer to a conversation ({"role", "content"} each), by the chat template; cut at the end of the context."""
         if self.tokenizer.chat_template:
             ids = self.tokenizer.apply_chat_template(
                 messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
             )["input_ids"]
         else:
             ids = self.tokenizer("\n".join(m["content"] for m in messages) + "\n", return_tensors="pt")["input_ids"]
-        yield from self._stream(ids, tokens, temperature)
+        yield from self._stream(ids, max(1, min(tokens, self.context - ids.shape[1])), temperature)
 
     def _stream(self, ids: torch.Tensor, tokens: int, temperature: float) -> Iterator[str]:
         from transformers import TextIteratorStreamer
