@@ -58,10 +58,8 @@ def main() -> None:
             time.sleep(moments[-1])
             process.kill()
             killed += process.wait() != 0
-            if out.exists() != (process.returncode == 0):
-                raise SystemExit(f"killed after {moments[-1]} s: the folder {out} exists although the run did not end")
             resumed += out.with_name("killed.partial").exists()
-            if not out.exists():
+            if not out.exists():  # a kill between the rename and the exit leaves the whole result
                 subprocess.run(command(out), check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             same += digest(out) == expected
             shutil.rmtree(out)
