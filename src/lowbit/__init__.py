@@ -1,4 +1,4 @@
-"""lowbit - makes large language models small: quantizes, measures, packs, runs and serves them at 8 bits down to 1.5.
+"""lowbit - makes large language models small: quantizes, measures, packs and runs them at 8 bits down to 1.
 
     import lowbit
     lowbit.quantize("models/lowbit-tiny", "awq + gptq(int4-g128)", "out")
