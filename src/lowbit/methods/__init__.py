@@ -14,7 +14,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
-import torch
 from torch import Tensor, nn
 
 from lowbit.architectures import Fold
@@ -108,8 +107,3 @@ def name_of(method: Link) -> str:
 def verb(method: object) -> str:
     """The one verb of a method: "rewrite", "solve", "tune", or "" for a declaration."""
     return next((v for v in ("rewrite", "solve", "tune") if hasattr(method, v)), "")
-
-
-def device_of(block: Block) -> torch.device:
-    """Where the block's weights are."""
-    return next(block.module.parameters()).device

@@ -7,7 +7,6 @@ Idea      The work folder is OUT.partial. `journal.jsonl` starts with a line tha
 
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +67,3 @@ def finish(work: Path, out: Path) -> None:
     """Turn the work folder into the result: drop the journal, rename."""
     (work / NAME).unlink(missing_ok=True)
     os.replace(work, out)
-
-
-def discard(work: Path) -> None:
-    """Remove a work folder that turned out to be of no use."""
-    shutil.rmtree(work, ignore_errors=True)
