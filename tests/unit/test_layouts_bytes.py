@@ -31,10 +31,11 @@ def test_dense_by_hand() -> None:
     assert pack("dense", torch.tensor([[1, 0, 0, 1]], dtype=torch.uint8), 1).tolist() == [[9]]
 
 
-def test_nibbles_are_compressed_tensors_nvfp4() -> None:
+def test_dense_is_compressed_tensors_nvfp4() -> None:
     helpers = pytest.importorskip("compressed_tensors.compressors.nvfp4.helpers")
     codes = codes_of(6, 64, 4)
-    assert torch.equal(pack("nibbles", codes, 4), helpers.pack_fp4_to_uint8(dtypes.get("e2m1").decode(codes).bfloat16()))
+    theirs = helpers.pack_fp4_to_uint8(dtypes.get("e2m1").decode(codes).bfloat16())
+    assert torch.equal(pack("dense", codes, 4).view(torch.uint8), theirs)
 
 
 def test_dense_is_compressed_tensors_mxfp6() -> None:
@@ -42,12 +43,6 @@ def test_dense_is_compressed_tensors_mxfp6() -> None:
     codes = codes_of(6, 64, 6)
     theirs = helpers.pack_fp6_to_uint8(dtypes.get("e2m3").decode(codes).bfloat16())
     assert torch.equal(pack("dense", codes, 6).view(torch.uint8), theirs)
-
-
-def test_nibbles_against_dense() -> None:
-    """The same bytes; only the word differs."""
-    codes = codes_of(6, 64, 4)
-    assert torch.equal(pack("dense", codes, 4).view(torch.uint8), pack("nibbles", codes, 4))
 
 
 def test_trits_hold_ggufs_digits() -> None:
@@ -62,5 +57,5 @@ def test_trits_hold_ggufs_digits() -> None:
 
 def test_bytes_are_float8_bits() -> None:
     x = torch.randn(4, 32) * 100
-    packed = pack("bytes", dtypes.get("e4m3").encode(x), 8)
+    packed = pack("dense", dtypes.get("e4m3").encode(x), 8)
     assert torch.equal(packed.view(torch.float8_e4m3fn).float(), x.to(torch.float8_e4m3fn).float())

@@ -10,6 +10,7 @@ Traps     Zero codes are packed along the outputs, as compressed-tensors does, s
 """
 
 import functools
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +20,7 @@ from torch import Tensor
 
 import lowbit
 from lowbit import formats as all_formats
+from lowbit import sides
 from lowbit.core.errors import CheckpointError
 from lowbit.formats import Format, Quantized
 from lowbit.kernels import packing
@@ -33,7 +35,7 @@ def can_hold(format: Format) -> str:
 
 def tensors(module: str, quantized: Quantized, dtype: torch.dtype) -> dict[str, Tensor]:
     stored = packing.pack(quantized)
-    if _inputs(quantized.format, stored[""]) != quantized.shape[1]:
+    if _shape(quantized.format, stored[""]) != quantized.shape:
         stored["shape"] = torch.tensor(quantized.shape)
     return {f"{module}.{name_of(name)}": tensor.contiguous() for name, tensor in stored.items()}
 
@@ -43,9 +45,11 @@ def name_of(part: str) -> str:
     return f"weight_{part}" if part else "weight"
 
 
-def _inputs(format: Format, packed: Tensor) -> int:
-    """How many codes the words of a row hold when they are full."""
-    return int(packed.shape[1] * packed.element_size() * 8 / format.dtype.bits)
+def _shape(format: Format, packed: Tensor) -> tuple[int, int]:
+    """The shape of a matrix whose words are full."""
+    height, width, codes = format.step
+    in_row = int(packed.shape[1] * packed.element_size() * 8 / format.dtype.bits)
+    return packed.shape[0] * height, in_row // codes * width
 
 
 def config(formats: dict[str, Format], ignore: list[str]) -> dict[str, Any]:
@@ -85,7 +89,7 @@ def _version(text: str) -> tuple[int, ...]:
 
 def quantized(module: str, format: Format, get: Get) -> Quantized:
     stored = {"": get(f"{module}.weight"), **{part: get(f"{module}.{name_of(part)}") for part in parts_of(format)}}
-    shape = (stored[""].shape[0], _inputs(format, stored[""]))
+    shape = _shape(format, stored[""])
     try:
         rows, columns = get(f"{module}.weight_shape").tolist()
         shape = (rows, columns)
@@ -96,7 +100,8 @@ def quantized(module: str, format: Format, get: Get) -> Quantized:
 
 @functools.cache
 def parts_of(format: Format) -> list[str]:
-    """The names of a format's parts, found by fitting the smallest matrix that has a group."""
-    rows, columns = format.group
-    small = torch.ones(max(rows, 1), columns or 32)
-    return sorted(format.fit(small, search=False).parts)
+    """The names of a format's parts, found by fitting the smallest matrix that has a group and a code."""
+    (height, width, _), (rows, columns) = format.step, format.group
+    small = torch.ones(max(rows, height), math.lcm(columns or 32, width))
+    around = [part for side in format.sides for part in sides.get(side).parts]
+    return sorted([*format.core.fit(small, search=False).parts, *around])

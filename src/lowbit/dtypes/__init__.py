@@ -1,5 +1,7 @@
 """dtypes - what a code means: real numbers <-> codes of one element. One file is one element or one family of them.
 
+A code may also tell several weights at once (a vector, a tile of a trellis): `step` says how many.
+
 Contract of a file: `def element(number: str) -> Element`; `number` is what follows the family's name ("4" of "int4"; "" for
 a file that is one element). Codes are unsigned integers 0 .. codes - 1 in uint8, whatever the element means by them. A family
 names its members in EXAMPLES. NaN has no code: `Format.fit` refuses it; elements give some code or other for it.
@@ -20,7 +22,8 @@ class Element(Protocol):
     """One number type.
 
     bits: bits that one code takes on disk (8/5 for five ternary digits in a byte). codes: how many codes there are.
-    minimum, maximum: the least and the greatest value.
+    minimum, maximum: the least and the greatest value. step: (height, width, codes): so many rows and columns of a matrix
+    are told together by so many codes; (1, 1, 1) for numbers that stand alone.
     """
 
     @property
@@ -33,12 +36,14 @@ class Element(Protocol):
     def minimum(self) -> float: ...
     @property
     def maximum(self) -> float: ...
+    @property
+    def step(self) -> tuple[int, int, int]: ...
 
     def encode(self, values: Tensor) -> Tensor:
         """The nearest code of each value (beyond the range: the end of it; of two equally near: the even one); uint8."""
 
     def decode(self, codes: Tensor) -> Tensor:
-        """The value of each code; float32 of the same shape."""
+        """The value of each code, float32; codes [R, n] of a step (h, w, c) give [R h, n / c w]."""
 
     def round(self, values: Tensor) -> Tensor:
         """decode(encode(values)) without the codes, a new float32 tensor: what solvers call in their inner loop."""

@@ -27,6 +27,7 @@ class Minifloat:
     bias: int
     specials: int = 0
     infinity: bool = False
+    step = (1, 1, 1)
 
     @property
     def bits(self) -> float:

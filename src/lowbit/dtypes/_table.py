@@ -19,6 +19,7 @@ class Table:
 
     name: str
     values: tuple[float, ...]
+    step = (1, 1, 1)
 
     @property
     def bits(self) -> float:

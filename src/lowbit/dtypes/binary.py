@@ -22,6 +22,7 @@ class Binary:
     codes: int = 2
     minimum: float = -1.0
     maximum: float = 1.0
+    step: tuple[int, int, int] = (1, 1, 1)
 
     def encode(self, values: Tensor) -> Tensor:
         return (values >= 0).to(torch.uint8)

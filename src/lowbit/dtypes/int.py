@@ -21,6 +21,7 @@ class Integer:
     """int2 .. int8."""
 
     bits: int
+    step = (1, 1, 1)
 
     @property
     def name(self) -> str:

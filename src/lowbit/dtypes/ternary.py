@@ -22,6 +22,7 @@ class Ternary:
     codes: int = 3
     minimum: float = -1.0
     maximum: float = 1.0
+    step: tuple[int, int, int] = (1, 1, 1)
 
     def encode(self, values: Tensor) -> Tensor:
         return (self.round(values) + 1).to(torch.uint8)

@@ -3,6 +3,7 @@
 Idea      Among the kernels that take (format, shape, device, dtype, tokens) the one of highest RANK runs. A layer is prepared
           for one of them; a call that it does not take (many tokens, another dtype) goes to another of the same FORM, at last
           to the reference on the restored bytes: slower, never wrong.
+          Kernels know grids alone: what stands around one (lowbit.sides) is done here, before and after.
           `lowbit::linear` is bound by torch.library.Library with a fake kernel, so torch.compile sees one opaque op.
 """
 
@@ -14,7 +15,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from lowbit import formats, kernels
+from lowbit import formats, kernels, sides
 from lowbit.core.errors import KernelUnavailable
 from lowbit.core.shelf import Shelf
 from lowbit.formats import Format, Parts
@@ -76,7 +77,7 @@ def explain(
 ) -> list[tuple[str, str]]:
     """Every kernel, best first, with "" when it takes the layer, else the reason why not; the first "" is the one that runs."""
     ranked, missing = _ranked()
-    return [(n, get(n).supports(format, shape, device, dtype, tokens)) for n in ranked] + sorted(missing.items())
+    return [(n, get(n).supports(format.core, shape, device, dtype, tokens)) for n in ranked] + sorted(missing.items())
 
 
 @functools.lru_cache(maxsize=4096)
@@ -97,9 +98,31 @@ def _runner(
     """The kernel that runs a call on what `prepared_by` prepared; None: the reference on the restored bytes."""
     wanted = form(prepared_by)
     for name in _ranked()[0]:
-        if form(name) == wanted and not get(name).supports(format, shape, device, dtype, tokens):
+        if form(name) == wanted and not get(name).supports(format.core, shape, device, dtype, tokens):
             return get(name)
     return None
+
+
+def prepare(kernel: str, format: Format, packed: Tensor, parts: Parts, shape: tuple[int, int]) -> Parts:
+    """The tensors that `kernel` wants for a matrix, and those of its sides as they are."""
+    around = _side_parts(format)
+    inner = {name: tensor for name, tensor in parts.items() if name not in around}
+    prepared: Parts = get(kernel).prepare(format.core, packed, inner, shape)
+    return prepared | {name: parts[name] for name in around}
+
+
+def restore(kernel: str, prepared: Parts, format: Format, shape: tuple[int, int]) -> tuple[Tensor, Parts]:
+    """The way back: packed codes and parts, exactly."""
+    around = _side_parts(format)
+    inner = {name: tensor for name, tensor in prepared.items() if name not in around}
+    packed, parts = get(kernel).restore(inner, format.core, shape)
+    return packed, parts | {name: prepared[name] for name in around}
+
+
+@functools.cache
+def _side_parts(format: Format) -> tuple[str, ...]:
+    """The names of the parts of a format's sides."""
+    return tuple(part for side in format.sides for part in sides.get(side).parts)
 
 
 def linear(x: Tensor, prepared: Parts, kernel: str, format: Format, shape: tuple[int, int]) -> Tensor:
@@ -117,12 +140,22 @@ def _run(x: Tensor, prepared: Parts, kernel: str, format: Format, shape: tuple[i
     flat = x.reshape(-1, shape[1])
     if flat.shape[0] == 0:
         return x.new_empty(*x.shape[:-1], shape[0])
-    runner = _runner(kernel, format, shape, x.device, x.dtype, flat.shape[0])
+    return _inside(format.sides, flat, prepared, kernel, format, shape).reshape(*x.shape[:-1], shape[0])
+
+
+def _inside(around: tuple[str, ...], x: Tensor, prepared: Parts, kernel: str, format: Format, shape: tuple[int, int]) -> Tensor:
+    """y of the matrix inside the outermost of the sides `around`, and so on inwards to the grid."""
+    if around:
+        side = sides.get(around[-1])
+        y = _inside(around[:-1], side.before(x, prepared), prepared, kernel, format, shape)
+        return side.after(y, x, prepared)
+    runner = _runner(kernel, format, shape, x.device, x.dtype, x.shape[0])
     if runner is not None:
-        y: Tensor = runner.linear(flat, prepared, format, shape)
-    else:
-        y = get(REFERENCE).product(flat, *get(kernel).restore(prepared, format, shape), format, shape)
-    return y.reshape(*x.shape[:-1], shape[0])
+        found: Tensor = runner.linear(x, prepared, format.core, shape)
+        return found
+    inner = {name: tensor for name, tensor in prepared.items() if name not in _side_parts(format)}
+    product: Tensor = get(REFERENCE).product(x, *get(kernel).restore(inner, format.core, shape), format.core, shape)
+    return product
 
 
 @functools.cache
@@ -148,7 +181,7 @@ def _backward(ctx, gradient: Tensor):  # type: ignore[no-untyped-def]
     """The gradient of x alone: packed weights do not train."""
     names, kernel, text, *shape = ctx.rest
     weights, format = ctx.saved_tensors, _parse(text)
-    packed, parts = get(kernel).restore(dict(zip(names.split(","), weights, strict=True)), format, tuple(shape))
+    packed, parts = restore(kernel, dict(zip(names.split(","), weights, strict=True)), format, tuple(shape))
     dense = formats.Quantized(format, packing.codes(format, packed, tuple(shape)), parts, tuple(shape)).decode()
     return gradient @ dense.to(gradient.dtype), [None] * len(weights), None, None, None, None, None
 

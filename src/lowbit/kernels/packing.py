@@ -2,43 +2,24 @@
 
 Idea      Codes become the bytes of their layout; an integer zero point, a code itself, is packed too, so that what is stored
           is what bits_per_weight says. The names are standard everywhere: "" is the codes, the others are parts' names.
-Layout    packed codes: `dense` int32 [out, words]; widths that it does not take, the first layout that does (`trits`).
+Layout    packed codes: `Format.layout`, dense int32 [rows of codes, words] for all widths but that of ternary digits.
           zero: int32 [ceil(out * bits / 32), groups], the dense stream along the outputs (compressed-tensors' arrangement).
 """
-
-import functools
-from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from lowbit import layouts
-from lowbit.core.errors import FormatError
 from lowbit.formats import Format, Parts, Quantized
 
 Stored = dict[str, Tensor]
 """The tensors of one matrix by name: "" the codes, "scale", "zero", ... as they are stored."""
 
 
-def layout(format: Format) -> ModuleType:
-    """The file of lowbit.layouts that arranges the codes of `format`."""
-    return _layout(format.dtype.bits)
-
-
-@functools.cache
-def _layout(bits: float) -> ModuleType:
-    """`dense` where it takes codes of this width, else the first that does."""
-    for name in ["dense", *layouts.shelf.names()]:
-        found = layouts.shelf.get(name)
-        if bits in found.BITS:
-            return found
-    raise FormatError(f"No layout holds codes of {bits} bits. Add one to lowbit/layouts.")
-
-
 def pack(quantized: Quantized) -> Stored:
     """The tensors to store for one matrix."""
     format = quantized.format
-    stored = {"": layout(format).pack(quantized.codes, format.dtype.bits), **quantized.parts}
+    stored = {"": quantized.packed(), **quantized.parts}
     if format.zero == "int":
         stored["zero"] = pack_zero(format, quantized.parts["zero"])
     return stored
@@ -59,9 +40,15 @@ def split(format: Format, stored: Stored, shape: tuple[int, int]) -> tuple[Tenso
 
 
 def codes(format: Format, packed: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Codes uint8 [rows, in] of packed rows (all of them or some)."""
-    found: Tensor = layout(format).unpack(packed, format.dtype.bits, shape[1])
+    """Codes uint8 of packed rows (all of them or some)."""
+    found: Tensor = layouts.shelf.get(format.layout).unpack(packed, format.dtype.bits, format.codes_shape(shape)[1])
     return found
+
+
+def pack_codes(format: Format, codes: Tensor) -> Tensor:
+    """The way back."""
+    packed: Tensor = layouts.shelf.get(format.layout).pack(codes, format.dtype.bits)
+    return packed
 
 
 def pack_zero(format: Format, zero: Tensor) -> Tensor:

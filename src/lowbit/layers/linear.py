@@ -58,8 +58,8 @@ class QuantizedLinear(nn.Module):
         """The tensors as a file holds them, by the names of lowbit.kernels.packing."""
         if self.kernel == dispatch.REFERENCE:
             return {name: self._buffers[_buffer(name)] for name in self._names}  # type: ignore[misc]
-        packed, parts = dispatch.get(self.kernel).restore(self._prepared(), self.format, self.shape)
-        prepared = dispatch.get(dispatch.REFERENCE).prepare(self.format, packed, parts, self.shape)
+        packed, parts = dispatch.restore(self.kernel, self._prepared(), self.format, self.shape)
+        prepared = dispatch.prepare(dispatch.REFERENCE, self.format, packed, parts, self.shape)
         return {"" if name == "codes" else name: tensor for name, tensor in prepared.items()}
 
     def quantized(self) -> Quantized:
@@ -84,7 +84,7 @@ class QuantizedLinear(nn.Module):
         if device.type == "meta" or name == dispatch.REFERENCE:
             return self
         packed, parts = packing.split(self.format, stored, self.shape)
-        prepared = dispatch.get(name).prepare(self.format, packed, parts, self.shape)
+        prepared = dispatch.prepare(name, self.format, packed, parts, self.shape)
         self._drop()
         self.kernel, self._names = name, tuple(prepared)
         for key, tensor in prepared.items():

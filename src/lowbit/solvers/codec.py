@@ -3,7 +3,8 @@
 In / Out  x [out, width], the columns start .. start + width of the matrix -> (codes, values [out, width]).
 Idea      Solvers know nothing of grids: they hand over the columns, as feedback has moved them, and go on with the values that
           come back. The groups of a grid are static (fitted before the first step), so that columns may be taken in any order
-          and nothing of the order has to be stored.
+          and nothing of the order has to be stored. A format whose values no element and scale give brings its own codec
+          (`codec` in its file).
 Traps     A codec must not change x. Codes may have any dtype and any number of columns, the same at each step.
 """
 
@@ -12,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from lowbit import formats
 from lowbit.formats import Grid
 
 
@@ -24,23 +26,31 @@ class Codec(Protocol):
     def height(self) -> int: ...
 
     def round(self, x: Tensor, start: int) -> tuple[Tensor, Tensor]:
-        """Codes [out, any] and values [out, width] of the columns that begin at `start`."""
+        """Codes [out / height, any] and values [out, width] of the columns that begin at `start`."""
+
+    def stored(self, codes: Tensor) -> Tensor:
+        """What a Quantized holds, uint8, for the codes of all columns side by side."""
 
 
-class GridCodec:
-    """Column by column on a fitted grid. Codes are the element's values (float32): `Format.dtype.encode` makes them codes."""
+def codec(grid: Grid) -> Codec:
+    """What rounds onto a fitted grid, inside its sides."""
+    rule = formats.shelf.get(grid.format.rule)
+    if hasattr(rule, "codec"):
+        own: Codec = rule.codec(grid)
+        return own
+    return GridCodec(grid) if grid.format.step == (1, 1, 1) else StepCodec(grid)
 
-    width = 1
-    height = 1
+
+class _Scales:
+    """Scales and zeros of a grid by group of columns."""
 
     def __init__(self, grid: Grid) -> None:
         out, inputs = grid.shape
         self._columns = grid.format.group[1] or inputs
         self._rows = grid.format.group[0] or out
         self._out = out
-        self._round = grid.format.dtype.round
-        self._scale = self._by_group(grid.scale)
-        self._zero = None if grid.zero is None else self._by_group(grid.zero)
+        self.scale = self._by_group(grid.scale)
+        self.zero = None if grid.zero is None else self._by_group(grid.zero)
 
     def _by_group(self, stored: Tensor) -> list[Tensor]:
         """[R, G] as one contiguous [out, 1] for each group of columns."""
@@ -48,15 +58,50 @@ class GridCodec:
             stored = stored.repeat_interleave(self._rows, 0)[: self._out]
         return [column[:, None] for column in stored.T.contiguous()]
 
+    def group(self, start: int) -> int:
+        return start // self._columns
+
+
+class GridCodec:
+    """Column by column on a fitted grid. Codes are the element's values (float32) until they are stored."""
+
+    width = 1
+    height = 1
+
+    def __init__(self, grid: Grid) -> None:
+        self._element = grid.format.dtype
+        self._round = grid.format.dtype.round
+        self._scales = _Scales(grid)
+
     def round(self, x: Tensor, start: int) -> tuple[Tensor, Tensor]:
-        group = start // self._columns
-        scale = self._scale[group]
-        if self._zero is None:
+        group = self._scales.group(start)
+        scale = self._scales.scale[group]
+        if self._scales.zero is None:
             codes = self._round(x / scale)
             return codes, codes * scale
-        zero = self._zero[group]
+        zero = self._scales.zero[group]
         codes = self._round((x / scale).add_(zero))
         return codes, (codes - zero).mul_(scale)
+
+    def stored(self, codes: Tensor) -> Tensor:
+        return self._element.encode(codes)
+
+
+class StepCodec:
+    """Vectors and tiles: the element's own nearest codes, under the grid's scales."""
+
+    def __init__(self, grid: Grid) -> None:
+        self.height, self.width, _ = grid.format.step
+        self._element = grid.format.dtype
+        self._scales = _Scales(grid)
+
+    def round(self, x: Tensor, start: int) -> tuple[Tensor, Tensor]:
+        scale = self._scales.scale[self._scales.group(start)]
+        codes = self._element.encode(x / scale)
+        return codes, self._element.decode(codes) * scale
+
+    def stored(self, codes: Tensor) -> Tensor:
+        return codes
 
 
 def round_all(weight: Tensor, codec: Codec) -> tuple[Tensor, Tensor]:

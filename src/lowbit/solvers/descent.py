@@ -59,10 +59,11 @@ def _gains(move: Tensor, pull: Tensor, block: Tensor, height: int) -> Tensor:
 def refit(weight: Tensor, moment: Tensor, grid: Grid, codes: Tensor, values: Tensor) -> tuple[Grid, Tensor]:
     """The grid with the best scale of each group given the codes, one group after the other, and the values it gives.
 
-    codes [out, in]: the element's values. Formats that cannot store a scale by itself (no `rescale`) come back unchanged.
+    codes [out, in]: the element's values. Formats of vectors, and those that cannot store a scale by itself (no `rescale`),
+    come back unchanged.
     """
     format, rule = grid.format, shelf.get(grid.format.rule)
-    if not hasattr(rule, "rescale"):
+    if not hasattr(rule, "rescale") or format.step != (1, 1, 1):
         return grid, values
     units = (codes if grid.full_zero is None else codes - grid.full_zero).T.contiguous()
     errors = (weight - values).T.contiguous()

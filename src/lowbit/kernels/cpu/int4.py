@@ -71,7 +71,7 @@ def restore(prepared: dict[str, Tensor], format: Format, shape: tuple[int, int])
         codes[start:stop] = halves[..., torch.tensor(slots).argsort()].transpose(1, 2).reshape(stop - start, shape[1])
     codes -= 8 - format.dtype.codes // 2
     parts = {"scale": scale, "zero": zero} if format.zero else {"scale": scale}
-    return packing.layout(format).pack(codes, format.dtype.bits), parts
+    return packing.pack_codes(format, codes), parts
 
 
 def linear(x: Tensor, prepared: dict[str, Tensor], format: Format, shape: tuple[int, int]) -> Tensor:

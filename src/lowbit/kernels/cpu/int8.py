@@ -38,7 +38,7 @@ def prepare(format: Format, packed: Tensor, parts: Parts, shape: tuple[int, int]
 
 def restore(prepared: dict[str, Tensor], format: Format, shape: tuple[int, int]) -> tuple[Tensor, Parts]:
     codes = prepared["codes"].view(torch.uint8) + format.dtype.codes // 2
-    return packing.layout(format).pack(codes, format.dtype.bits), {"scale": prepared["scale"][:, None]}
+    return packing.pack_codes(format, codes), {"scale": prepared["scale"][:, None]}
 
 
 def linear(x: Tensor, prepared: dict[str, Tensor], format: Format, shape: tuple[int, int]) -> Tensor:

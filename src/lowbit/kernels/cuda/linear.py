@@ -168,7 +168,7 @@ def restore(prepared: dict[str, Tensor], format: Format, shape: tuple[int, int])
     parts = {"scale": fields[0].contiguous().view(torch.bfloat16)}
     if fields.shape[0] == 2:
         parts["zero"] = fields[1].to(torch.uint8)
-    return packing.layout(format).pack(_from_pairs(pairs, shape), format.dtype.bits), parts
+    return packing.pack_codes(format, _from_pairs(pairs, shape)), parts
 
 
 @dataclass(frozen=True)

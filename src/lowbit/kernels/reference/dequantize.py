@@ -39,9 +39,9 @@ def linear(x: Tensor, prepared: dict[str, Tensor], format: Format, shape: tuple[
 
 
 def product(x: Tensor, packed: Tensor, parts: Parts, format: Format, shape: tuple[int, int]) -> Tensor:
-    """x [tokens, in] @ decode(W).T, from packed codes and parts."""
-    grid = Grid(format, parts, shape)
-    step = max(1, PANEL // shape[1])
+    """x [tokens, in] @ decode(W).T, from packed codes and parts. format: without sides."""
+    grid, height = Grid(format, parts, shape), format.step[0]
+    step = max(1, PANEL // (shape[1] * height)) * height
     if step >= shape[0]:
         return x @ panel(grid, packed, 0, shape[0]).to(x.dtype).t()
     y = x.new_empty(x.shape[0], shape[0])
@@ -52,16 +52,6 @@ def product(x: Tensor, packed: Tensor, parts: Parts, format: Format, shape: tupl
 
 
 def panel(grid: Grid, packed: Tensor, start: int, stop: int) -> Tensor:
-    """Rows start .. stop of the matrix, float32."""
-    format, shape = grid.format, grid.shape
-    values = format.dtype.decode(packing.codes(format, packed[start:stop], shape))
-    if grid.zero is not None:
-        values -= _rows(grid, grid.zero, start, stop)
-    return values.mul_(_rows(grid, grid.scale, start, stop))
-
-
-def _rows(grid: Grid, stored: Tensor, start: int, stop: int) -> Tensor:
-    """[R, G] spread over rows start .. stop and all columns."""
-    rows, columns = grid.format.group[0] or grid.shape[0], grid.format.group[1] or grid.shape[1]
-    index = torch.arange(start, stop, device=stored.device) // rows
-    return stored[index].repeat_interleave(columns, 1)[:, : grid.shape[1]]
+    """Rows start .. stop of the matrix, float32; both are whole steps of the format."""
+    height = grid.format.step[0]
+    return grid.inner(packing.codes(grid.format, packed[start // height : stop // height], grid.shape), slice(start, stop))

@@ -126,7 +126,7 @@ def restore(prepared: dict[str, Tensor], format: Format, shape: tuple[int, int])
     for name in ("scale", "zero"):
         if name in prepared:
             parts[name] = prepared[name][:groups].t().contiguous()
-    packed: Tensor = packing.layout(format).pack(codes.contiguous(), layout.bits)
+    packed: Tensor = packing.pack_codes(format, codes.contiguous())
     return packed, parts
 
 

@@ -1,0 +1,78 @@
+"""sides - what a stored matrix has beside its grid: a rotated basis, sparse entries, a low-rank part. One file is one kind.
+
+A side is a word of a format's name ("int4-g128-had", "int3-g16-sparse1"), from the grid outwards: `trellis2-rank16-had` is a
+rotated sum of codes and a low-rank matrix. Its tensors are parts of the matrix like scales. The law of a layer,
+y = outputs(grid(inputs(x)) + addend(x)), is `before` and `after`; `decode` is the same for the matrix itself.
+
+Contract of a file: `def side(number: str) -> Side`; `number` is what follows the family's name ("16" of "rank16", or "").
+A basis also has what solvers need to work inside it: `fit`, `into` and `moment`. A file names its members in EXAMPLES.
+"""
+
+import functools
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+
+from lowbit.core.shelf import Shelf
+
+shelf = Shelf(__name__, "side")
+Parts = dict[str, Tensor]
+
+
+class Side(Protocol):
+    """One kind of side. parts: names of its tensors."""
+
+    @property
+    def parts(self) -> tuple[str, ...]: ...
+
+    def bits(self, shape: tuple[int, int]) -> int:
+        """Stored bits for a matrix of `shape`."""
+
+    def fits(self, shape: tuple[int, int]) -> str:
+        """Empty when a matrix of `shape` can have it, else the fact that prevents it."""
+
+    def fit(self, weight: Tensor) -> Parts:
+        """Parts that need no data, for `weight` [out, in]."""
+
+    def into(self, weight: Tensor, parts: Parts) -> Tensor:
+        """What is left of `weight` [out, in] for the grid, float32."""
+
+    def decode(self, values: Tensor, parts: Parts) -> Tensor:
+        """The matrix [out, in] that inner `values` [out, in] and this side make."""
+
+    def before(self, x: Tensor, parts: Parts) -> Tensor:
+        """The inputs [tokens, in] that the inner matrix gets."""
+
+    def after(self, y: Tensor, x: Tensor, parts: Parts) -> Tensor:
+        """The outputs [tokens, out], from inner outputs `y` and the outer inputs `x`."""
+
+
+@runtime_checkable
+class Basis(Side, Protocol):
+    """A side that turns the inputs of the grid; its `into` takes any matrix to the basis of `parts`."""
+
+    def moment(self, moment: Tensor, parts: Parts) -> Tensor:
+        """The second moment [in, in] of the inputs that the inner matrix gets."""
+
+
+@functools.cache
+def get(word: str) -> Side:
+    """The side called `word`, as "had128". Raises RequestError with the nearest names."""
+    module, number = shelf.resolve(word)
+    found: Side = module.side(number)
+    return found
+
+
+@functools.cache
+def known(word: str) -> bool:
+    """Whether a word of a format names a side."""
+    try:
+        shelf.resolve(word)
+    except ValueError:
+        return False
+    return True
+
+
+def examples() -> list[str]:
+    """Names of sides, one or more a file."""
+    return [name for file in shelf.names() for name in getattr(shelf.get(file), "EXAMPLES", (file,))]
