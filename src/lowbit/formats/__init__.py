@@ -58,6 +58,8 @@ def parse(text: str) -> Format:
 def with_words(text: str, element: str, words: list[str]) -> Format:
     """The format `text` of an element with the words that any element takes. Raises FormatError where they do not fit."""
     found = _words.read(text, words)
+    if dtypes.get(element).minimum >= 0:
+        raise FormatError(f"{text}: {element} has no sign; it holds the codes of tables. Use int4, or lut4-row.")
     integer, zero, scale = element.startswith("int"), found.get("zero", ""), found.get("scale", "half")
     if zero and not integer:
         raise FormatError(f"{text}: only integers have a zero point. Leave it out, or use int4.")

@@ -18,7 +18,10 @@ from lowbit.formats import Grid
 
 
 class Codec(Protocol):
-    """width: columns rounded together. height: rows whose values depend on each other (1 but for tiles)."""
+    """width: columns rounded together. height: rows whose values depend on each other (1 but for tiles).
+
+    A codec of steps may also have round_in(x, start, metric [width, width]): as round, near by errors e metric eT.
+    """
 
     @property
     def width(self) -> int: ...

@@ -21,12 +21,14 @@ STEPS = (1.0, 2.0, 5.0, 10.0)
 @dataclass
 class Factor:
     """lower: C / diag(C) with H[columns][:, columns] + damping = C CT, or None (no factor was found). columns [in]: the input
-    at each place; the last place is rounded first. damp: used, relative to mean(diag H). fallback: "" or what was done."""
+    at each place; the last place is rounded first. damp: used, relative to mean(diag H). fallback: "" or what was done.
+    pivots [in]: D of H = L D LT, what a squared error of the step costs (at the places; of its own inputs where width > 1)."""
 
     columns: Tensor
     lower: Tensor | None
     damp: float
     fallback: str = ""
+    pivots: Tensor | None = None
 
 
 def rounding_order(moment: Tensor, order: str, width: int = 1) -> Tensor:
@@ -76,7 +78,10 @@ def cholesky(moment: Tensor, damp: float, columns: Tensor | None = None) -> tupl
 def factorise(moment: Tensor, columns: Tensor, damp: float, width: int = 1) -> Factor:
     """Factor H [in, in] in the order `columns`. Cost and memory as `cholesky`; one copy of H stays."""
     lower, used, fallback = cholesky(moment, damp, columns)
-    return Factor(columns, None if lower is None else _unit(lower, width), used, fallback)
+    if lower is None:
+        return Factor(columns, None, used, fallback)
+    pivots = lower.diagonal().square()
+    return Factor(columns, _unit(lower, width), used, fallback, pivots)
 
 
 def _unit(lower: Tensor, width: int) -> Tensor:

@@ -29,6 +29,7 @@ def sweep(weight: Tensor, moment: Tensor, codec: Codec, codes: Tensor, values: T
     codes, current = codes.T.contiguous(), values.T.contiguous()
     errors = weight.T - current
     panel = max(PANEL // width, 1) * width
+    near = getattr(codec, "round_in", None)
     for a in range(0, inputs, panel):
         b = min(a + panel, inputs)
         slope = moment[a:b] @ errors
@@ -38,7 +39,7 @@ def sweep(weight: Tensor, moment: Tensor, codec: Codec, codes: Tensor, values: T
             pull = torch.addmm(slope[k - a : end - a], moment[k:end, a:k], moves[: k - a], alpha=-1)
             block = moment[k:end, k:end]
             wanted = current[k:end] + (pull / block if width == 1 else torch.linalg.solve(block, pull))
-            new, value = codec.round(wanted.T, k)
+            new, value = codec.round(wanted.T, k) if near is None else near(wanted.T, k, block)
             new, value = new.T, value.T
             if width > 1:
                 better = _gains(value - current[k:end], pull, block, codec.height)

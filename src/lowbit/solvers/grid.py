@@ -12,17 +12,24 @@ Traps     A dead input (H_jj = 0) keeps its weights, to the nearest value: zeroi
           as the input lives on other text.
 """
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from lowbit import sides
-from lowbit.formats import Format, Parts, Quantized
+from lowbit.formats import Format, Grid, Parts, Quantized
 from lowbit.solvers import damping, descent, ldl
 from lowbit.solvers.codec import codec
 
 Report = dict[str, float | str]
+PIECE = 1 << 21
+"""Weights rounded together on a CPU: rounding keeps six float copies of them."""
+Fit = Callable[[Format, Tensor, Tensor], Grid]
+"""(format without sides, weight, H) -> the grid that rounding starts from."""
+Refit = Callable[[Tensor, Tensor, Grid, Tensor, Tensor], tuple[Grid, Tensor]]
+"""As descent.refit: a better grid for codes that stay, and its values."""
 
 
 @dataclass
@@ -56,6 +63,11 @@ def weight_error(weight: Tensor, quantized: Quantized, importance: Tensor | None
     return float(lost / (weight.float().square() @ h).sum(dtype=torch.float64).clamp_min(1e-300))
 
 
+def searched(format: Format, weight: Tensor, moment: Tensor) -> Grid:
+    """The grid whose scales are searched with the importance diag(H)."""
+    return format.fit(weight, moment.diagonal())
+
+
 def solve(
     weight: Tensor,
     given: Problem,
@@ -65,32 +77,56 @@ def solve(
     damp: float = 0.01,
     order: str = "activation",
     sweeps: int = 3,
+    fit: Fit = searched,
+    refit: Refit = descent.refit,
 ) -> Quantized:
     """Round `weight` [out, in], or `target` in its stead, for the least tr(E H ET).
 
+    fit: what the grid is at first. refit: what it becomes between two sweeps.
     Report: "error", relative to tr(W H WT); "damp" as it was used; "fallback" where something had to give.
     """
     moment, report = given.moment, dict(given.report)
-    around, target = format.begin(weight if target is None else target)
+    around, target = format.begin((weight if target is None else target).float())
     loss_of_nothing = max(ldl.loss(weight.float(), moment), 1e-300)
     moment = turned(format, around, moment)
-    grid = format.core.fit(target.float(), moment.diagonal())
-    rounding = codec(grid)
-    order = order if rounding.height == 1 and rounding.width == 1 else "natural"
-    factor = damping.factorise(moment, damping.rounding_order(moment, order), damp, rounding.width)
-    codes, values = ldl.solve(target, factor, rounding)
+    grid = fit(format.core, target.float(), moment)
+    order = order if grid.format.step == (1, 1, 1) else "natural"
+    columns = damping.rounding_order(moment, order, grid.format.step[1])
+    factor = damping.factorise(moment, columns, damp, grid.format.step[1])
     report["damp"] = factor.damp
     if factor.fallback:
         report["fallback"] = "; ".join(str(f) for f in (report.get("fallback"), factor.fallback) if f)
-    if factor.lower is None or rounding.height > 1:
+    if factor.lower is None or grid.format.step[0] > 1:
         sweeps = 0
-    del factor
+    done = [_rounded(target[rows], moment, factor, part, sweeps, refit) for rows, part in _pieces(grid)]
+    codes = torch.cat([codes for codes, _, _ in done])
+    parts = {name: torch.cat([found[name] for _, found, _ in done]) if len(done) > 1 else p for name, p in done[0][1].items()}
+    report["error"] = sum(lost for _, _, lost in done) / loss_of_nothing
+    return Quantized(format, codes, parts | around, grid.shape, report)
+
+
+def _rounded(
+    target: Tensor, moment: Tensor, factor: damping.Factor, grid: Grid, sweeps: int, refit: Refit
+) -> tuple[Tensor, Parts, float]:
+    """Codes as they are stored, parts and loss of some rows."""
+    rounding = codec(grid)
+    codes, values = ldl.solve(target, factor, rounding)
     for number in range(sweeps):
         if number:
-            grid, values = descent.refit(target, moment, grid, codes, values)
+            grid, values = refit(target, moment, grid, codes, values)
         codes, values = descent.sweep(target, moment, codec(grid), codes, values)
-    report["error"] = ldl.loss(target - values, moment) / loss_of_nothing
-    return Quantized(format, rounding.stored(codes), grid.parts | around, grid.shape, report)
+    return rounding.stored(codes), grid.parts, ldl.loss(target - values, moment)
+
+
+def _pieces(grid: Grid) -> Iterator[tuple[slice, Grid]]:
+    """Rows that are rounded together, with their grid: all of them, or PIECE weights at a time where rows know no others."""
+    out, inputs = grid.shape
+    alone = grid.format.group[0] == grid.format.step[0] == 1 and all(p.shape[0] == out for p in grid.parts.values())
+    step = max(1, PIECE // inputs) if alone and grid.scale.device.type == "cpu" else out
+    for start in range(0, out, step):
+        rows = slice(start, min(start + step, out))
+        parts = {name: part[rows] for name, part in grid.parts.items()} if step < out else grid.parts
+        yield rows, Grid(grid.format, parts, (rows.stop - rows.start, inputs)) if step < out else grid
 
 
 def turned(format: Format, parts: Parts, moment: Tensor) -> Tensor:

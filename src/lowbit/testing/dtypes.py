@@ -3,6 +3,8 @@
 In / Out  the name of an element -> nothing, or an AssertionError that says what is wrong.
 Idea      Elements have at most 256 codes: the nearest value is found by trying all of them, in float64, on a sweep that holds
           every value, every midpoint, their neighbours in float32, both zeros, subnormals, infinities and random numbers.
+          Where codes tell several weights together (`step`) one number has no nearest value: values must come back from encode
+          (those of codes in two stages nearly), and other numbers nearer than zero.
 """
 
 import math
@@ -73,9 +75,43 @@ def check_tensors(name: str) -> None:
     assert element.encode(x[:0]).shape == (0, 10) and element.decode(codes[0, 0]).shape == ()
 
 
+def check_steps(name: str) -> None:
+    """Codes that tell several weights: shapes by `step`, the range, and what `_check_errors` says."""
+    element = dtypes.get(name)
+    high, wide, count = element.step
+    assert element.name == name
+    assert element.codes <= 2 ** math.ceil(element.bits), f"{name}: {element.codes} codes do not fit {element.bits} bits"
+    random = torch.Generator().manual_seed(0)
+    codes = torch.randint(element.codes, (2, 3 * count), generator=random).to(torch.uint8)
+    values = element.decode(codes)
+    assert values.dtype == torch.float32 and values.shape == (2 * high, 3 * wide)
+    assert element.minimum <= values.min().item() and values.max().item() <= element.maximum
+    found = element.encode(values)
+    assert found.dtype == torch.uint8 and found.shape == codes.shape and int(found.max()) < element.codes
+    greedy = getattr(element, "greedy", False)  # a second code for what the first left: another sum may be found for a value
+    assert greedy or torch.equal(element.decode(found), values), f"{name}: values of codes do not come back"
+    assert torch.equal(element.decode(codes[1:, count:]), values[high:, wide:]), f"{name}: a step depends on its neighbours"
+    _check_errors(name, values, element.decode(found))
+
+
+def _check_errors(name: str, values: Tensor, back: Tensor) -> None:
+    """Most values of codes come back; others are nearer than zero; round is decode after encode and changes no input."""
+    element = dtypes.get(name)
+    given = (torch.randn(values.shape, generator=torch.Generator().manual_seed(1)) * values.square().mean().sqrt()).half()
+    before = given.clone()
+    rounded = element.round(given.float())
+    assert torch.equal(rounded, element.decode(element.encode(given))), f"{name}: round differs from encode"
+    assert torch.equal(given, before), f"{name}: the input was changed"
+    error = (rounded - given.float()).square().mean()
+    assert error < given.float().square().mean(), f"{name}: zero is nearer"
+    moved = (back - values).square().mean()
+    assert (back == values).float().mean() > 0.5 and moved < error / 2, f"{name}: values of codes do not come back"
+
+
 def check_element(name: str) -> None:
-    """All of the above."""
-    for check in (check_codes, check_nearest, check_round, check_tensors):
+    """All that holds for elements of this kind."""
+    alone = dtypes.get(name).step == (1, 1, 1)
+    for check in (check_codes, check_nearest, check_round, check_tensors) if alone else (check_steps,):
         check(name)
 
 
