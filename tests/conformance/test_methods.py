@@ -15,3 +15,8 @@ def test_declaration(name: str) -> None:
 @pytest.mark.parametrize("check", ["near_identity", "report", "hard_inputs"])
 def test_solver(name: str, check: str) -> None:
     getattr(suite, f"check_{check}")(name)
+
+
+@pytest.mark.parametrize("name", suite.tuners())
+def test_tuner(name: str) -> None:
+    suite.check_tuner(name)

@@ -4,9 +4,9 @@ A method is a frozen dataclass, the only public one of its file; its fields are 
 the statistics it wants (files of lowbit.statistics). It has exactly one verb:
     rewrite(self, block: Block, stats: dict[str, Stats]) -> None      transform: the block's function stays the same
     solve(self, weight: Tensor, stats: Stats, format: Format) -> Quantized   solver: rounds one matrix [out, in]
-    tune(self, block: Block, inputs: Tensor, targets: Tensor) -> None        tuner: trains what is continuous
+    tune(self, block: Block, inputs, targets) -> None    tuner: trains a block whose matrices are solved
 Declarations (act, kv, budget) have none: they set formats in the plan. A field `format: str` names what the method quantizes
-to; in a transform it is the format that it prepares for.
+to; in a transform it is the format that it prepares for, in a tuner the one that `start`, a solver, rounds to before it.
 """
 
 import functools
@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 from lowbit.architectures import Fold
@@ -42,6 +43,8 @@ class Block:
     run: hidden [windows, tokens, hidden] -> hidden, through the whole layer. heads: (query heads, key-value heads).
     samples: hidden states [windows, tokens, hidden] that enter the block, for methods that try candidates.
     kwargs: what the layer takes beside hidden states, for running submodules alone.
+    For tuners, by the linears' names: quantized, the solved matrices (the linears hold their values), which a tuner replaces;
+    originals, the weights [out, in] that were rounded. stored: the type of what stays in floats. report: what is to be told.
     """
 
     index: int
@@ -55,6 +58,10 @@ class Block:
     heads: tuple[int, int] = (1, 1)
     samples: Tensor | None = None
     kwargs: dict[str, Any] = field(default_factory=dict)
+    quantized: dict[str, Quantized] = field(default_factory=dict)
+    originals: dict[str, Tensor] = field(default_factory=dict)
+    stored: torch.dtype = torch.float32
+    report: dict[str, float] = field(default_factory=dict)
 
 
 @runtime_checkable
@@ -77,11 +84,24 @@ class Transform(Protocol):
 
 @runtime_checkable
 class Tuner(Protocol):
-    """A method that trains a quantized block."""
+    """A method that trains a quantized block. steps: of gradient descent, batch: windows in each; for estimates too."""
 
     needs: ClassVar[tuple[str, ...]]
 
-    def tune(self, block: Block, inputs: Tensor, targets: Tensor) -> None: ...
+    @property
+    def steps(self) -> int: ...
+    @property
+    def batch(self) -> int: ...
+
+    def refusal(self, format: Format) -> str:
+        """Why it cannot tune matrices in `format`; "" where it can."""
+
+    def tune(self, block: Block, inputs: list[Tensor], targets: list[Tensor]) -> None:
+        """Replace block.quantized and what stays in floats by better ones, the same in every run.
+
+        inputs: hidden states [windows, tokens, hidden] that enter, by batch, as quantized blocks before give them; targets:
+        what the full-precision model has after this block. Puts "before" and "after" into block.report: losses.
+        """
 
 
 @functools.cache

@@ -2,7 +2,8 @@
 
 Idea      Transforms first, each on statistics of the block as the one before left it. Then the stages in running order: the
           inputs that reach a stage through everything quantized before it are summarised (once per shared input), its
-          matrices are rounded, the forward goes on with the rounded weights.
+          matrices are rounded, the forward goes on with the rounded weights. Tuners come last, each on the whole block, between
+          the stream that enters it and what the full-precision model has after it.
 Traps     What stays in floats (norms, biases) is rounded to the stored dtype before anything is measured on it: the stream must
           be the one that the written file gives. An expert that saw no token has empty statistics; its solver must say so.
 """
@@ -20,7 +21,8 @@ from torch import Tensor, nn
 from lowbit.architectures import Architecture, _discover
 from lowbit.core.errors import CheckpointError
 from lowbit.formats import Quantized
-from lowbit.methods import Block, verb
+from lowbit.methods import Block, name_of
+from lowbit.pipeline import tuned
 from lowbit.pipeline.progress import Progress
 from lowbit.pipeline.stream import Paused, first
 from lowbit.recipe.plan import Target
@@ -71,19 +73,21 @@ class Job:
 
 @dataclass
 class Done:
-    """A quantized block: its matrices, its other tensors, a row per matrix, the streams that leave it."""
+    """A quantized block: its matrices, a row per matrix, the streams that leave it. originals: the weights that were rounded,
+    of matrices that will be tuned."""
 
     quantized: dict[str, Quantized] = field(default_factory=dict)
     rows: list[dict[str, Any]] = field(default_factory=list)
     outputs: list[Tensor] = field(default_factory=list)
     references: list[Tensor] | None = None
+    originals: dict[str, Tensor] = field(default_factory=dict)
 
 
 def run(job: Job) -> Done:
-    """Quantize one block; `job.module` holds the decoded weights afterwards."""
+    """Quantize one block. `job.module` is used up: its rounded weights are dropped once the stream has passed them."""
     stages = stages_of(job)
     done = Done()
-    transforms = _transforms(job)
+    transforms = _methods(job, "rewrite")
     if transforms and job.references is not None:
         # a fold changes the last bits of the block's output; the reference stream must not depend on what a resumed run lacks
         done.references = [first(job.module(h, **job.kwargs)) for h in job.references]
@@ -97,17 +101,22 @@ def run(job: Job) -> Done:
             _solve(job, names, {names[0]: Stats()}, done)
         return done
     original = copy.deepcopy(job.module) if job.references is not None else None
+    tuners = _methods(job, "tune")
     with Paused(job.module, lambda h: first(job.module(h, **job.kwargs)), stages, job.batches) as runs:
         shadow = None
         if original is not None and job.references is not None:
             shadow = Paused(original, lambda h: first(original(h, **job.kwargs)), stages, job.references)
         for number, names in enumerate(stages):
             stats = _stage_statistics(job, runs, shadow, number, names)
+            if number and not tuners:
+                _forget(job.module, stages[number - 1])
             _solve(job, names, stats, done)
-        done.outputs = runs.outputs()
+        done.outputs = [] if tuners else runs.outputs()
         if shadow is not None:
             done.references = done.references or shadow.outputs()
             shadow.close()
+    if tuners:
+        _tune(job, stages, tuners, done)
     return done
 
 
@@ -130,13 +139,13 @@ def shares(names: Sequence[str]) -> dict[str, list[str]]:
     return {members[0]: members for members in groups.values()}
 
 
-def _transforms(job: Job) -> list[tuple[Any, list[str]]]:
-    """The transforms of this block in order, each with the linears it is meant for."""
+def _methods(job: Job, verb: str) -> list[tuple[Any, list[str]]]:
+    """The transforms ("rewrite") or tuners ("tune") of this block in order, each with the linears it is meant for."""
     found: dict[Any, list[str]] = {}
     for name, target in job.targets.items():
-        for transform in target.transforms:
-            found.setdefault(transform, []).append(name)
-    return [(t, names) for t, names in found.items() if verb(t) == "rewrite"]
+        for method in target.transforms if verb == "rewrite" else target.tuners:
+            found.setdefault(method, []).append(name)
+    return list(found.items())
 
 
 def _block(job: Job, stages: list[list[str]], names: list[str]) -> Block:
@@ -151,6 +160,7 @@ def _block(job: Job, stages: list[list[str]], names: list[str]) -> Block:
         linears={n: job.module.get_submodule(n) for n in names},  # type: ignore[misc]
         formats={n: job.targets[n].format for n in names},
         folds=job.architecture.folds,
+        stored=job.stored,
         stages=tuple(tuple(s) for s in stages),
         run=lambda h: first(job.module(h, **job.kwargs)),
     )
@@ -171,7 +181,7 @@ def _collect(job: Job, stages: list[list[str]], needs: tuple[str, ...]) -> dict[
 
 
 def _collectors(job: Job, names: Sequence[str], needs: tuple[str, ...]) -> dict[str, Collecting]:
-    device = next(job.module.parameters()).device
+    device = job.batches[0].device
     return {key: Collecting(needs, job.module.get_submodule(key).in_features, device) for key in shares(names)}  # type: ignore[arg-type]
 
 
@@ -198,6 +208,8 @@ def _solve(job: Job, names: Sequence[str], stats: dict[str, Stats], done: Done) 
             quantized = target.solver.solve(weight, stats.get(key, whole), target.format)
             linear.weight = nn.Parameter(quantized.decode().to(weight.dtype), requires_grad=False)
             done.quantized[name] = quantized
+            if target.tuners:
+                done.originals[name] = weight
             full, error = f"{job.prefix}.{name}", quantized.report.get("error")
             done.rows.append(
                 {
@@ -211,6 +223,37 @@ def _solve(job: Job, names: Sequence[str], stats: dict[str, Stats], done: Done) 
             if "fallback" in quantized.report:
                 job.progress.say(f"{full}: {quantized.report['fallback']}")
             job.progress.layer(full, error if isinstance(error, float) else None, time.perf_counter() - start)
+
+
+def _tune(job: Job, stages: list[list[str]], tuners: list[tuple[Any, list[str]]], done: Done) -> None:
+    """Train the solved block, put the tuned weights in place and run the stream through them."""
+    told: dict[str, dict[str, float]] = {}
+    for tuner, names in tuners:
+        block = _block(job, stages, names)
+        block.quantized = {n: done.quantized[n] for n in names}
+        block.originals = {n: done.originals[n] for n in names}
+        with tuned.repeatable(job.batches[0].device):
+            tuner.tune(block, job.batches, done.references)
+        for name, linear in block.linears.items():
+            linear.weight.data = block.quantized[name].decode().to(linear.weight.dtype)
+        done.quantized |= block.quantized
+        _settle(job)
+        told[name_of(tuner)] = block.report
+        if not block.report["after"] < block.report["before"]:
+            loss = f"{block.report['before']:.3g} on held-out windows"
+            job.progress.say(f"{job.prefix}: {name_of(tuner)} found nothing better than {loss}; the block stays as it was")
+    done.outputs, errors = tuned.outputs(job.module, job.kwargs, job.batches, done.originals)
+    for row in done.rows:
+        name = row["name"].removeprefix(f"{job.prefix}.")
+        row |= {"error": errors[name]} if name in errors else {}
+        row |= {"tuning": told} if name in done.originals else {}
+
+
+def _forget(module: nn.Module, names: Sequence[str]) -> None:
+    """Drop the float weights of a stage that every batch has passed: half of a block, where the widest solve comes last."""
+    for name in names:
+        linear = module.get_submodule(name)
+        linear.weight = nn.Parameter(torch.empty_like(linear.weight, device="meta"), requires_grad=False)  # type: ignore[arg-type]
 
 
 def _settle(job: Job) -> None:

@@ -3,9 +3,9 @@
 In / Out  Recipe, linears (name, shape [out, in], role, layer) -> Plan: a Target per linear that is rounded, in order.
 Idea      The last solver that covers a linear rounds it, so a narrower later selector overrides; a later one that leaves an
           earlier one nothing is an error. Every transform that covers it comes first. A linear that a transform with a format
-          covers and no solver does is rounded by rtn with searched scales in that format: `awq(int4-g128)` is whole.
+          covers and no solver does is rounded by rtn with searched scales in that format: `awq(int4-g128)` is whole. So is
+          `autoround(int2-g128)`: a tuner with a format says what solves before it. Tuners come last.
           Embeddings and the head are covered only by name: @head, @embed or a glob.
-Traps     Memory and seconds are estimates, made to be too high rather than too low: within a factor of two, not more.
 """
 
 import fnmatch
@@ -18,20 +18,11 @@ from lowbit import formats, methods, statistics
 from lowbit.core.chain import Link
 from lowbit.core.errors import RecipeError, ShapeError
 from lowbit.formats import Format
-from lowbit.methods import Solver, Transform, name_of, verb
+from lowbit.methods import Solver, Transform, Tuner, name_of, verb
+from lowbit.recipe import outlook
 from lowbit.recipe.grammar import Recipe, layers, step_text
 
 OUTSIDE = {"head", "embed"}
-SEARCH, FEEDBACK = 5_000, 20_000
-"""Operations on one weight, counted at the speed of a matrix product: of a search for scales, of a solver with statistics."""
-CHECK_TOKENS = 2 * 4 * 2048
-"""Tokens of the closing check: two models, four windows."""
-TRIAL_TOKENS = 80_000
-"""Tokens that a transform runs to try candidates."""
-BATCH_TOKENS = 8192
-"""Tokens of one forward."""
-OVERHEAD = 150_000_000
-"""Bytes that the libraries take when they first compute."""
 
 
 class Linear(Protocol):
@@ -58,6 +49,7 @@ class Target:
     solver: Solver
     format: Format
     transforms: tuple[Transform, ...] = ()
+    tuners: tuple[Tuner, ...] = ()
 
     @property
     def weights(self) -> int:
@@ -74,7 +66,7 @@ class Target:
 
     def row(self) -> dict[str, Any]:
         """The line of this linear in a dry run."""
-        steps = [*map(name_of, self.transforms), name_of(self.solver)]  # type: ignore[arg-type]
+        steps = [name_of(m) for m in (*self.transforms, self.solver, *self.tuners)]  # type: ignore[arg-type]
         return {
             "name": self.name,
             "shape": list(self.shape),
@@ -135,12 +127,21 @@ class Plan:
     @property
     def needs_data(self) -> bool:
         """Whether a calibration text is needed."""
-        return bool(self.needs)
+        return bool(self.needs or self.tuners)
+
+    @cached_property
+    def tuners(self) -> dict[Tuner, int]:
+        """The tuners, and how many weights each trains."""
+        found: dict[Tuner, int] = {}
+        for target in self.rows:
+            for tuner in target.tuners:
+                found[tuner] = found.get(tuner, 0) + target.weights
+        return found
 
     @property
     def needs_reference(self) -> bool:
-        """Whether a method wants the full-precision inputs beside the quantized ones."""
-        return any(getattr(statistics.shelf.get(need), "NEEDS_REFERENCE", False) for need in self.needs)
+        """Whether a method wants the full-precision stream beside the quantized one."""
+        return bool(self.tuners) or any(getattr(statistics.shelf.get(need), "NEEDS_REFERENCE", False) for need in self.needs)
 
     def label(self) -> str:
         """A short name for the result: its format, or its mean bits where it has several."""
@@ -148,40 +149,22 @@ class Plan:
         return found.pop() if len(found) == 1 else f"{self.bits_per_weight:.2f}bit"
 
     def outlook(
-        self, *, tokens: int, hidden: int, block_weights: int, blocks: int, outside_bytes: int, flops: float
+        self, *, tokens: int, hidden: int, block_weights: int, blocks: int, outside_bytes: int, flops: float, window: int = 2048
     ) -> dict[str, Any]:
         """What the run will take, before it begins: layers (a row each), weights, bytes, bits_per_weight, peak_memory, seconds.
 
-        tokens: of the calibration text (0: none is read). block_weights: weights of the largest block. outside_bytes: what
-        stays in memory beside blocks. flops: of this machine, per second. peak_memory: bytes beyond what the libraries take.
+        tokens: of the calibration text (0: none is read), window: of one window of it. block_weights: weights of the largest
+        block. outside_bytes: what stays in memory beside blocks. flops: of this machine, per second. peak_memory: bytes beyond
+        what the libraries take.
         """
         return {
             "layers": [t.row() for t in self.rows],
             "weights": self.weights,
             "bytes": sum(t.bytes for t in self.rows),
             "bits_per_weight": self.bits_per_weight,
-            "peak_memory": self._peak_memory(tokens, hidden, block_weights) + outside_bytes,
-            "seconds": self._operations(tokens, block_weights * blocks) / flops,
+            "peak_memory": outlook.peak_memory(self, tokens, window, hidden, block_weights) + outside_bytes,
+            "seconds": outlook.operations(self, tokens, window, block_weights * blocks) / flops,
         }
-
-    def _peak_memory(self, tokens: int, hidden: int, block_weights: int) -> int:
-        """Streams, one forward, one block, a solver's matrices.
-
-        A token that waits at a stage holds its way in, residual, norm's input and output and that stage's input, in float32.
-        A block is there as floats, as its loaded copy, as codes; a solver holds four matrices as wide as the widest input.
-        """
-        widest = max(t.shape[1] for t in self.rows)
-        streams = tokens * 4 * (4 * hidden + widest) * (2 if self.needs_reference else 1)
-        forward = min(tokens or CHECK_TOKENS, BATCH_TOKENS) * 4 * (4 * hidden + 3 * widest)
-        return OVERHEAD + streams + forward + 10 * block_weights + (4 * 4 * widest**2 if tokens else 0)
-
-    def _operations(self, tokens: int, weights: int) -> float:
-        """Operations of the run: forwards, second moments and their factors, rounding, the closing check."""
-        transforms = max(len(t.transforms) for t in self.rows)
-        passes = tokens * (1 + transforms + self.needs_reference) + CHECK_TOKENS + (TRIAL_TOKENS * transforms if tokens else 0)
-        rounding = sum(t.weights * (FEEDBACK + 8.0 * t.shape[1] if t.solver.needs else SEARCH) for t in self.rows)
-        shared = {(t.layer, t.role, t.shape[1]): t.shape[1] for t in self.rows} if tokens else {}
-        return 2.0 * passes * weights + rounding + sum(2.0 * tokens * n**2 + 3.0 * n**3 for n in shared.values())
 
 
 def covers(selector: str, linear: Linear) -> bool:
@@ -199,7 +182,8 @@ def _target(recipe: Recipe, linear: Linear) -> Target | None:
     found = [method for method, selector in recipe.steps if covers(selector, linear)]
     transforms = tuple(m for m in found if verb(m) == "rewrite")
     solvers = [m for m in found if verb(m) == "solve"]
-    carried = [m for m in transforms if getattr(m, "format", "")]
+    tuners = [m for m in found if verb(m) == "tune"]
+    carried = [m for m in (*transforms, *tuners) if getattr(m, "format", "")]
     if not solvers and not carried:
         return None
     solver: Any = solvers[-1] if solvers else _rounding(carried[-1])
@@ -210,23 +194,43 @@ def _target(recipe: Recipe, linear: Linear) -> Target | None:
         out, inputs = linear.shape
         reason = str(error).partition(": ")[2]
         raise ShapeError(f"{step_text(solver)} cannot take {linear.name} [{out}, {inputs}]: {reason}") from error
-    return Target(linear.name, linear.shape, linear.role, linear.layer, solver, format, transforms)  # type: ignore[arg-type]
+    for tuner in tuners:
+        _check_tuner(tuner, linear, format)
+    return Target(linear.name, linear.shape, linear.role, linear.layer, solver, format, transforms, tuple(tuners))  # type: ignore[arg-type]
 
 
-def _rounding(transform: Any) -> Link:
-    """What rounds where only a transform with a format was asked for."""
-    make: Callable[..., Link] = methods.get("rtn")
-    return make(format=transform.format, search="weighted")
+def _rounding(method: Any) -> Link:
+    """What rounds where only a transform or a tuner with a format was asked for."""
+    make: Callable[..., Link] = methods.get(getattr(method, "start", "rtn"))
+    return make(format=method.format) if verb(method) == "tune" else make(format=method.format, search="weighted")
+
+
+def _check_tuner(tuner: Any, linear: Linear, format: Format) -> None:
+    """A tuner trains linears of blocks, in the format that they have, and one that it knows."""
+    step = step_text(tuner)
+    if linear.role in OUTSIDE:
+        raise RecipeError(f"{step}: {linear.name} is in no decoder block, which is what tuners train. Narrow the selector.")
+    own = getattr(tuner, "format", "")
+    if own and formats.parse(own) != format:
+        raise RecipeError(f"{step}: {linear.name} is rounded to {format} before. Leave {own} out, or name {format}.")
+    reason = tuner.refusal(format)
+    if reason:
+        raise RecipeError(f"{step} cannot tune {linear.name} in {format}: {reason}.")
 
 
 def _check_cover(recipe: Recipe, linears: Sequence[Linear]) -> None:
     """Every selector finds a linear, and no solver loses all of its linears to one later solver."""
     solved: list[tuple[str, set[str]]] = []
+    tuned = ""
     for method, selector in recipe.steps:
         step = step_text(method, selector)
         found = {linear.name for linear in linears if covers(selector, linear)}
         if not found:
             raise RecipeError(f"{step}: this selects none of the model's {len(linears)} linears. It has {_inventory(linears)}.")
+        if verb(method) == "tune":
+            tuned = step
+        elif tuned and verb(method):
+            raise RecipeError(f"{recipe}: {tuned} trains what solvers have rounded. Put {step} before it.")
         if verb(method) == "solve":
             for rival, names in solved:
                 if names <= found:

@@ -3,16 +3,19 @@
 In / Out  the name of a method -> nothing, or an AssertionError that says what is wrong.
 """
 
+import copy
+import dataclasses
 import inspect
 import math
 import sys
 
 import torch
+from torch import Tensor, nn
 
 from lowbit import formats, methods, statistics
 from lowbit.core.errors import FormatError
 from lowbit.formats import Format, Quantized
-from lowbit.methods import Method
+from lowbit.methods import Block, Method
 from lowbit.statistics import Collecting, Stats
 from lowbit.testing.solvers import layer
 
@@ -22,6 +25,11 @@ LINES = 200
 def solvers() -> list[str]:
     """The methods that round."""
     return [name for name in methods.shelf.names() if methods.verb(methods.get(name)) == "solve"]
+
+
+def tuners() -> list[str]:
+    """The methods that train a block."""
+    return [name for name in methods.shelf.names() if methods.verb(methods.get(name)) == "tune"]
 
 
 def check_declaration(name: str) -> None:
@@ -52,13 +60,17 @@ def _stats(method: Method, tokens: int, dead: bool = False, inputs: int = 256) -
 
 
 def _format(method: Method, bits: int) -> Format:
-    """A format of `bits` that the method takes."""
-    try:
-        format = formats.parse(f"int{bits}-g64")
-        method.solve(torch.ones(2, 256), Stats(), format)  # type: ignore[attr-defined]
-    except FormatError:
-        format = formats.parse(f"int{bits}-g64-asym")
-    return format
+    """A format of `bits` that the method takes: plain integers, with a zero, or with the sides that it asks for."""
+    own = formats.parse(method.format) if getattr(method, "format", "") else None  # type: ignore[attr-defined]
+    around = "".join(f"-{side}" for side in own.sides) if own else ""
+    for text in (f"int{bits}-g64", f"int{bits}-g64-asym", f"int{bits}-g64{around}"):
+        try:
+            format = formats.parse(text)
+            method.solve(torch.randn(16, 256), Stats(), format)  # type: ignore[attr-defined]
+            return format
+        except FormatError:
+            continue
+    raise AssertionError(f"{method}: takes none of the formats of integers")
 
 
 def _solved(name: str, bits: int, tokens: int = 4096, dead: bool = False) -> tuple[torch.Tensor, Quantized]:
@@ -103,3 +115,67 @@ def check_hard_inputs(name: str) -> None:
         assert said or not method.needs or tokens >= weight.shape[1], f"{name}: {tokens} tokens, and the report is silent"
     empty = method.solve(weight, Stats(), _format(method, 4))  # type: ignore[attr-defined]
     assert bool(torch.isfinite(empty.decode()).all()), f"{name}: not finite without statistics"
+
+
+class _Layer(nn.Module):
+    """A block in small: norm, two linears, residual."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(64), nn.Linear(64, 128, bias=False), nn.Linear(128, 64)
+
+    def forward(self, hidden: Tensor, gain: float) -> Tensor:
+        out: Tensor = hidden + gain * self.down(nn.functional.silu(self.up(self.norm(hidden))))
+        return out
+
+
+def _solved_block(format: Format, seed: int = 0) -> tuple[Block, list[Tensor], list[Tensor]]:
+    """A block with rounded matrices, 12 windows that enter it in two batches, and what should leave."""
+    torch.manual_seed(seed)
+    module = _Layer().requires_grad_(False)
+    inputs = [torch.randn(count, 32, 64) for count in (8, 4)]
+    targets = [module(x, gain=2.0) for x in inputs]
+    linears = {"up": module.up, "down": module.down}
+    block = Block(3, "model.layers.3", module, linears, dict.fromkeys(linears, format), (), (), lambda h: module(h, 2.0))
+    block.kwargs = {"gain": 2.0}
+    for name, linear in linears.items():
+        block.originals[name] = linear.weight.data
+        block.quantized[name] = format.fit(linear.weight, search=False).quantize(linear.weight)
+        linear.weight = nn.Parameter(block.quantized[name].decode(), requires_grad=False)
+    return block, inputs, targets
+
+
+def _tuned(name: str, format: Format, **changes: float) -> tuple[Block, float, float]:
+    """A tuned block, and its mean squared error with what it was and what is stored now."""
+    method = methods.get(name)()
+    known = {field.name for field in dataclasses.fields(method)}  # type: ignore[arg-type]
+    method = dataclasses.replace(method, **{k: v for k, v in changes.items() if k in known})  # type: ignore[type-var]
+    block, inputs, targets = _solved_block(format)
+    start = copy.deepcopy(block.module)
+    with torch.no_grad():  # as the pipeline calls it
+        method.tune(block, inputs, targets)  # type: ignore[attr-defined]
+        for linear, quantized in block.quantized.items():
+            block.linears[linear].weight.data = quantized.decode()
+        errors = [
+            sum(float((module(x, gain=2.0) - y).square().sum()) for x, y in zip(inputs, targets, strict=True))
+            for module in (start, block.module)
+        ]
+    return block, errors[0], errors[1]
+
+
+def check_tuner(name: str) -> None:
+    """Few gentle steps make the block better; the formats stay; two runs give the same bytes; absurd steps change nothing."""
+    format = next(f for f in map(formats.parse, ("int3-g64-asym", "int3-g64")) if not methods.get(name)().refusal(f))  # type: ignore[attr-defined]
+    block, before, after = _tuned(name, format, steps=20, batch=4)
+    assert after < before, f"{name}: the error was {before:.4g}, it is {after:.4g}"
+    assert block.report["after"] < block.report["before"], f"{name}: it says {block.report}"
+    assert {q.format for q in block.quantized.values()} == {format}, f"{name}: another format"
+    assert all(bool(torch.isfinite(q.decode()).all()) for q in block.quantized.values()), f"{name}: not finite"
+    assert not any(p.requires_grad for p in block.module.parameters()), f"{name}: gradients are left on"
+    again, *_ = _tuned(name, format, steps=20, batch=4)
+    for linear, quantized in block.quantized.items():
+        other = again.quantized[linear]
+        assert torch.equal(quantized.codes, other.codes), f"{name}: two runs give other codes"
+        assert all(torch.equal(v, other.parts[k]) for k, v in quantized.parts.items()), f"{name}: two runs, other scales"
+    _, before, after = _tuned(name, format, steps=3, batch=4, rate=1e6)
+    assert after == before, f"{name}: the error was {before:.4g}; steps that are too large made it {after:.4g}"

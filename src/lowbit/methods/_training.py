@@ -1,0 +1,45 @@
+"""_training - what all tuners do with a block once they know what is trained: descend, and keep what is better."""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from lowbit.formats import Quantized
+from lowbit.methods import Block
+from lowbit.solvers import tuning
+from lowbit.solvers.trained import Piece, Trained
+from lowbit.solvers.tuning import Settings
+
+
+class Matrix(Protocol):
+    """A solved matrix as a function of what is trained."""
+
+    @property
+    def trained(self) -> list[Trained]: ...
+
+    def value(self) -> Tensor:
+        """The matrix [out, in] as it would be stored, with gradients."""
+
+    def quantized(self) -> Quantized:
+        """The same matrix, to be stored."""
+
+
+def train(
+    block: Block,
+    matrices: Mapping[str, Matrix],
+    floats: Mapping[str, Piece],
+    inputs: Sequence[Tensor],
+    targets: Sequence[Tensor],
+    settings: Settings,
+) -> None:
+    """Train `matrices`, by the names of linears, and `floats`, by those of parameters; change the block if that is better."""
+    pieces = {f"{name}.weight": matrix for name, matrix in matrices.items()} | dict(floats)
+    outcome = tuning.run(block.module, block.kwargs, pieces, inputs, targets, settings, block.index)
+    block.report |= {"before": outcome.before, "after": outcome.after}
+    if not outcome.better:
+        return
+    block.quantized.update({name: matrix.quantized() for name, matrix in matrices.items()})
+    for name, piece in floats.items():
+        parameter = block.module.get_parameter(name)
+        parameter.data = piece.value().detach().to(parameter.dtype)

@@ -1,0 +1,50 @@
+"""outlook - the memory and the arithmetic that a plan will take.
+
+Traps     Estimates, made to be too high rather than too low: within a factor of two, not more.
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lowbit.recipe.plan import Plan
+
+SEARCH, FEEDBACK = 5_000, 20_000
+"""Operations on one weight, counted at the speed of a matrix product: of a search for scales, of a solver with statistics."""
+TUNED, TUNED_COPIES = 2_000, 14
+"""Of a tuner: operations on one weight in a step, beside forward and backward, and float32 copies of a block."""
+CHECK_TOKENS = 2 * 4 * 2048
+"""Tokens of the closing check: two models, four windows."""
+TRIAL_TOKENS = 80_000
+"""Tokens that a transform runs to try candidates."""
+BATCH_TOKENS = 8192
+"""Tokens of one forward."""
+OVERHEAD = 150_000_000
+"""Bytes that the libraries take when they first compute."""
+
+
+def peak_memory(plan: "Plan", tokens: int, window: int, hidden: int, block_weights: int) -> int:
+    """Bytes of streams, one forward, one block, a solver's matrices, a tuner's copies.
+
+    A token that waits at a stage holds its way in, residual, norm's input and output and that stage's input, in float32.
+    A block is there as floats, as its loaded copy, as codes; a solver holds four matrices as wide as the widest input.
+    A tuner holds copies of the block in float32 and every intermediate tensor of the windows of a step.
+    """
+    widest = max(t.shape[1] for t in plan.rows)
+    streams = tokens * 4 * (4 * hidden + widest) * (2 if plan.needs_reference else 1)
+    forward = min(tokens or CHECK_TOKENS, BATCH_TOKENS) * 4 * (4 * hidden + 3 * widest)
+    step = max((min(t.batch * window, tokens) for t in plan.tuners), default=0)
+    training = 4 * (TUNED_COPIES * block_weights + step * (16 * hidden + 6 * widest)) if step else 0
+    return OVERHEAD + streams + max(forward, training) + 10 * block_weights + (4 * 4 * widest**2 if tokens else 0)
+
+
+def operations(plan: "Plan", tokens: int, window: int, weights: int) -> float:
+    """Operations of the run: forwards, second moments and their factors, rounding, training, the closing check."""
+    rows = plan.rows
+    transforms = max(len(t.transforms) for t in rows)
+    passes = tokens * (1 + transforms + plan.needs_reference) + CHECK_TOKENS + (TRIAL_TOKENS * transforms if tokens else 0)
+    rounding = sum(t.weights * (FEEDBACK + 8.0 * t.shape[1] if t.solver.needs else SEARCH) for t in rows)
+    shared = {(t.layer, t.role, t.shape[1]): t.shape[1] for t in rows} if tokens else {}
+    moments = sum(2.0 * tokens * n**2 + 3.0 * n**3 for n in shared.values())
+    training = sum(t.steps * weights * (6.0 * min(t.batch * window, tokens) + TUNED) for t in plan.tuners)
+    # a tuner measures its held-out windows ten times and the stream goes once more through the tuned block
+    return 2.0 * (passes + 2 * tokens * len(plan.tuners)) * weights + rounding + moments + training
