@@ -119,7 +119,7 @@ def test_usage_errors(lowbit, arguments, code, message):
         (
             ["MODEL", "gtpq(int4-g128)"],
             2,
-            "error: Unknown method 'gtpq'. Nearest: gptq, gptaq. 'lowbit list methods' shows all.",
+            "error: Unknown method 'gtpq'. Nearest: gptq, gptaq, spqr. 'lowbit list methods' shows all.",
         ),
         (
             ["MODEL", "balancd"],

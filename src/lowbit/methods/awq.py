@@ -49,6 +49,7 @@ class AWQ(Method):
     windows: int = 2
 
     needs: ClassVar[tuple[str, ...]] = ("mean_magnitude",)
+    needs_folds: ClassVar[bool] = True
 
     @torch.no_grad()
     def rewrite(self, block: Block, stats: dict[str, Stats]) -> None:
