@@ -28,7 +28,7 @@ BAR = 1.6
 def passes(model: torch.nn.Module, tokens: torch.Tensor) -> float:
     """Seconds of two passes through embedding and blocks."""
     start = time.perf_counter()
-    size = BATCH_TOKENS // tokens.shape[1]
+    size = max(1, BATCH_TOKENS["cpu"] // tokens.shape[1])
     for _ in range(2):
         for i in range(0, len(tokens), size):
             model(tokens[i : i + size], use_cache=False)

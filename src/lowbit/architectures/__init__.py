@@ -44,6 +44,7 @@ class Architecture:
     joined in `shared` have the very same input. folds: edges for transforms. keep: names of linears in a block that are
     never quantized, each with the reason. experts: module (in a block) that holds fused 3-D experts, "" for dense models.
     renames: (pattern, replacement) regular expressions from tensor names in files to lowbit's (experts taken apart).
+    published: the way back, for folders that transformers saved with names of its own.
     """
 
     blocks: str = "model.layers"
@@ -55,6 +56,7 @@ class Architecture:
     keep: tuple[tuple[str, str], ...] = ()
     experts: str = ""
     renames: tuple[tuple[str, str], ...] = ()
+    published: tuple[tuple[str, str], ...] = ()
     notes: str = ""
 
 

@@ -15,6 +15,7 @@ NARROW_EXPERTS = ("mlp.experts.*.down_proj",)
 VALUE_FOLD = Fold("self_attn.v_proj", OUT, OUT[0], heads=True)
 UP_FOLD = Fold("mlp.up_proj", NARROW, NARROW[0])
 UP_FOLD_EXPERTS = Fold("mlp.experts.*.up_proj", NARROW_EXPERTS, NARROW_EXPERTS[0])
+Renames = tuple[tuple[str, str], ...]
 ROUTER = "The router is a bare matrix beside the experts, no linear: it stays in full precision."
 
 
@@ -26,7 +27,7 @@ def decoder(second: str = "post_attention_layernorm", offset: float = 0.0) -> Ar
     )
 
 
-def experts_decoder(renames: tuple[tuple[str, str], ...] = ()) -> Architecture:
+def experts_decoder(renames: Renames = (), published: Renames = ()) -> Architecture:
     """The ordinary layer with experts for the MLP, in all layers or in some; one norm feeds the router and every expert."""
     norm = "post_attention_layernorm"
     return Architecture(
@@ -41,5 +42,6 @@ def experts_decoder(renames: tuple[tuple[str, str], ...] = ()) -> Architecture:
         ),
         experts="mlp.experts",
         renames=renames,
+        published=published,
         notes=ROUTER,
     )

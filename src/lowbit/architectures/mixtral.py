@@ -11,5 +11,11 @@ ARCHITECTURE = experts_decoder(
         (r"\.experts\.(\d+)\.w1\.", r".experts.\1.gate_proj."),
         (r"\.experts\.(\d+)\.w3\.", r".experts.\1.up_proj."),
         (r"\.experts\.(\d+)\.w2\.", r".experts.\1.down_proj."),
-    )
+    ),
+    published=(
+        (r"\.mlp\.", ".block_sparse_moe."),
+        (r"\.experts\.(\d+)\.gate_proj\.", r".experts.\1.w1."),
+        (r"\.experts\.(\d+)\.up_proj\.", r".experts.\1.w3."),
+        (r"\.experts\.(\d+)\.down_proj\.", r".experts.\1.w2."),
+    ),
 )

@@ -32,10 +32,13 @@ OWN = "lowbit"
 PART = re.compile(r"(?P<module>.+)\.weight_[a-z_]+")
 
 
-def choose(formats: Iterable[Format]) -> ModuleType:
-    """The file format for a model in these formats: compressed-tensors when it can say them all, else lowbit's own."""
+def choose(formats: Iterable[Format], embedding: bool = False) -> ModuleType:
+    """The file format for a model in these formats: compressed-tensors when it can say them all, else lowbit's own.
+
+    embedding: whether one is among the matrices; engines read compressed-tensors of linears alone.
+    """
     standard = shelf.get(STANDARD)
-    return shelf.get(OWN) if any(standard.can_hold(format) for format in formats) else standard
+    return shelf.get(OWN) if embedding or any(standard.can_hold(format) for format in formats) else standard
 
 
 def name_of(form: ModuleType) -> str:

@@ -12,8 +12,12 @@ Traps     Zero points: transformers builds their parameter unpacked and stops wi
           configuration avoids that (the model is loaded as floats, decoded in the scales' dtype) and is written where one
           scheme is all there is; of several, transformers would decode all by the first one: it is left out, and a stock
           load stops.
+          A quantized head is targeted by name too: engines' heads are no class "Linear", and some would take its packed words
+          for a float matrix (SGLang #35228).
           3, 5, 6 and 7 bits are dense since version 0.18 (before: whole codes per word); `version` says which is meant.
           transformers decodes in the scale's dtype: (q - z) exact, one rounding. So do lowbit's reference kernels.
+          It keeps experts in that dtype, and rounds their inputs to it, whatever dtype a load asks for (measured in 5.24).
+          vLLM 0.32 ignores `dequantize`, takes negative scales, and has no scheme for MXFP6 (bench/vllm_check.py).
 """
 
 import re
@@ -82,6 +86,8 @@ FLOATS = {
 
 def scheme_of(format: Format) -> Scheme | None:
     """The scheme that says `format`, or None."""
+    if format.sides:
+        return None
     scale = "half" if format.scale in WIDE else format.scale
     if re.fullmatch(r"int[2-8]", format.element) and format.group[0] == 1 and scale == "half" and format.zero != "float":
         group = format.group[1]
@@ -128,11 +134,12 @@ def config(formats: dict[str, Format], ignore: list[str]) -> dict[str, Any]:
     left_out = [*ignore, *(["lm_head"] if "lm_head" not in {*formats, *ignore} else [])]
     if any(".experts." in module for module in formats):
         left_out += ROUTERS
+    outside = [module for module in formats if not re.search(r"\.\d+\.", module)]
     told: dict[str, Any] = {
         "quant_method": "compressed-tensors", "version": VERSION, "format": kinds[0] if len(kinds) == 1 else "mixed-precision",
         "quantization_status": "compressed", "ignore": left_out, "kv_cache_scheme": None,
         "config_groups": {
-            f"group_{i}": {"targets": ["Linear"] if len(groups) == 1 else modules, "weights": scheme.arguments(),
+            f"group_{i}": {"targets": ["Linear", *outside] if len(groups) == 1 else modules, "weights": scheme.arguments(),
                            "input_activations": None, "output_activations": None, "format": scheme.kind}
             for i, (scheme, modules) in enumerate(groups.items())
         },

@@ -1,9 +1,14 @@
 """device - what this machine has: free memory and arithmetic speed, measured."""
 
+import ctypes
 import time
 from pathlib import Path
 
 import torch
+
+M_MMAP_THRESHOLD = -3
+LARGE = 4 << 20
+"""Bytes from which on a tensor gets pages of its own."""
 
 
 def available_memory(device: torch.device) -> int:
@@ -24,6 +29,16 @@ def peak_memory() -> int:
     status = Path("/proc/self/status")
     lines = status.read_text(encoding="utf-8").splitlines() if status.exists() else []
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), 0)
+
+
+def return_freed_memory() -> None:
+    """Make the C library give large freed tensors back to the system at once; does nothing where it is not glibc.
+
+    By itself it keeps tensors of up to 32 MB for reuse, in pieces that fit nothing: 400 MB after one wide decoder block.
+    """
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallopt"):
+        library.mallopt(M_MMAP_THRESHOLD, LARGE)
 
 
 def throughput(device: torch.device, seconds: float = 0.1) -> float:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lowbit.core.device import available_memory
+from lowbit.layers.embedding import QuantizedEmbedding
 from lowbit.layers.linear import QuantizedLinear
 from lowbit.layers.loading import load
 from lowbit.pipeline import text as texts
@@ -76,8 +77,8 @@ def divergence(model: nn.Module | Reference, windows: Tensor, reference: Referen
 
 
 def bits_per_weight(model: nn.Module) -> float:
-    """Stored bits per weight of the linears that are quantized; of all decoder linears when none is."""
-    packed = [m for m in model.modules() if isinstance(m, QuantizedLinear)]
+    """Stored bits per weight of the matrices that are quantized; of all decoder linears when none is."""
+    packed = [m for m in model.modules() if isinstance(m, QuantizedLinear | QuantizedEmbedding)]
     if packed:
         return 8 * sum(m.memory_bytes() for m in packed) / sum(m.out_features * m.in_features for m in packed)
     floats = [m.weight for m in model.modules() if isinstance(m, nn.Linear)]

@@ -1,7 +1,7 @@
 """loading - a model folder -> a model that runs: packed layers where the folder holds codes, floats elsewhere.
 
-Idea      The model's own class of transformers is built on the meta device; linears that the folder holds quantized become
-          QuantizedLinear, fused experts are taken apart first; then every tensor is read once, straight to its place.
+Idea      The model's own class of transformers is built on the meta device; what the folder holds quantized becomes
+          a packed layer, fused experts are taken apart first; then every tensor is read once, straight to its place.
 Traps     It is strict: a tensor that is missing or left over is an error, never a random weight. Buffers that no file holds
           (rotary tables) are computed by the model's own initialisation, in float32 as transformers' from_pretrained does;
           `.to(bfloat16)` on a whole model would round them. Kernels are picked for `dtype`: bfloat16 is the fast one on CPUs.
@@ -22,8 +22,8 @@ from lowbit import checkpoints
 from lowbit.checkpoints.folder import Folder
 from lowbit.core.errors import CheckpointError
 from lowbit.kernels import packing
+from lowbit.layers import linear as linears
 from lowbit.layers import replacing
-from lowbit.layers.linear import QuantizedLinear
 from lowbit.layers.quantizer import attach
 
 Get = Callable[[str], Tensor]
@@ -142,14 +142,12 @@ def _fill(model: Any, stored: checkpoints.Stored, device: torch.device) -> None:
 
 
 def _replace(model: nn.Module, stored: checkpoints.Stored, device: torch.device) -> None:
-    """Put a prepared QuantizedLinear in the place of every quantized module."""
+    """Put a packed, prepared module in the place of every quantized one."""
     for name in stored.formats:
         quantized = stored.quantized(name)
-        linear = replacing.linear_of(model, name, quantized.shape)
         tensors = {part: tensor.to(device) for part, tensor in packing.pack(quantized).items()}
-        model.set_submodule(
-            name, QuantizedLinear(quantized.format, quantized.shape, tensors, linear.bias, linear.weight.dtype).prepare()
-        )
+        replacing.replace(model, name, quantized.format, tensors, quantized.shape)
+    linears.prepare(model)
 
 
 def _set(module: nn.Module, name: str, value: Tensor, dtype: torch.dtype, device: torch.device) -> None:

@@ -1,6 +1,6 @@
 """quantizer - what transformers needs to load and save `quant_method: "lowbit"`: a configuration and a quantizer.
 
-Idea      Before the weights are read, linears that config.json names become QuantizedLinear with empty buffers of the names,
+Idea      Before the weights are read, what config.json names becomes a packed module with empty buffers of the names,
           shapes and dtypes that the files' headers give; transformers fills them like any tensor; then they are prepared.
           Saving puts the stored tensors back, bit by bit, in the file format that the model came in.
 Traps     transformers casts a float tensor to the dtype of its place: scales are declared as they are stored, so they stay.
@@ -27,6 +27,7 @@ from lowbit.checkpoints.folder.shard import Entry
 from lowbit.formats import Format
 from lowbit.layers import linear as linears
 from lowbit.layers import replacing
+from lowbit.layers.embedding import QuantizedEmbedding
 from lowbit.layers.linear import QuantizedLinear
 
 
@@ -42,7 +43,7 @@ class LowbitConfig(QuantizationConfigMixin):
 
 
 class LowbitQuantizer(HfQuantizer):
-    """Swaps linears before loading, prepares them afterwards.
+    """Swaps modules before loading, prepares them afterwards.
 
     form: the file format that saving writes. originals: what the files call tensors and modules, where the model differs and
     transformers does not know. renames: the architecture's. apart: experts were taken apart.
@@ -88,7 +89,7 @@ class LowbitQuantizer(HfQuantizer):
     def get_state_dict_and_metadata(self, model: Any) -> tuple[dict[str, Tensor], dict[str, str]]:
         """The tensors to save, in the file format of `form`."""
         state: dict[str, Tensor] = model.state_dict()
-        packed = {name: m for name, m in model.named_modules() if isinstance(m, QuantizedLinear)}
+        packed = {name: m for name, m in model.named_modules() if isinstance(m, QuantizedLinear | QuantizedEmbedding)}
         state = {self.originals.get(name, name): t for name, t in state.items() if replacing.module_of(name) not in packed}
         for name, module in packed.items():
             state |= self.form.tensors(self.originals.get(name, name), module.quantized(), module.dtype)
@@ -112,15 +113,13 @@ def _fuses(conversion: Any) -> bool:
 
 
 def _swap(model: Any, module: str, renames: Iterable[tuple[str, str]], format: Format, entries: dict[str, Entry]) -> None:
-    """Put a QuantizedLinear with empty buffers in the place of `module`; a model without its head has shorter names."""
+    """Put a packed module with empty buffers in the place of `module`; a model without its head has shorter names."""
     name = checkpoints.rename(f"{module}.weight", renames).removesuffix(".weight")
     name = name if name in dict(model.named_modules()) else name.removeprefix(f"{model.base_model_prefix}.")
-    linear = replacing.linear_of(model, name)
     own_entries = {n.removeprefix(f"{module}."): e for n, e in entries.items() if replacing.module_of(n) == module}
     parts = {n.removeprefix("weight").removeprefix("_"): e for n, e in sorted(own_entries.items())}
     stored = {part: torch.empty(e.shape, dtype=e.dtype, device="meta") for part, e in parts.items()}
-    shape = (linear.out_features, linear.in_features)
-    model.set_submodule(name, QuantizedLinear(format, shape, stored, linear.bias, linear.weight.dtype))
+    replacing.replace(model, name, format, stored)
 
 
 def attach(model: Any, stored: "checkpoints.Stored") -> None:

@@ -1,4 +1,4 @@
-"""replacing - finding the linears of a model that a folder holds quantized, fused experts among them."""
+"""replacing - packed matrices in the places of a model's linears, fused experts among them, and of its embedding."""
 
 import fnmatch
 import re
@@ -9,7 +9,11 @@ from torch import nn
 
 from lowbit import architectures
 from lowbit.core.errors import CheckpointError
+from lowbit.formats import Format
+from lowbit.kernels.packing import Stored
+from lowbit.layers.embedding import QuantizedEmbedding, scale_of
 from lowbit.layers.experts import Experts, take_apart
+from lowbit.layers.linear import QuantizedLinear
 
 EXPERT = re.compile(r"\.experts\.\d+\.")
 OWN = re.compile(r"(?P<module>.+)\.weight(_[a-z_]+)?")
@@ -41,18 +45,37 @@ def open_experts(model: Any) -> None:
             model.set_submodule(name, take_apart(module))
 
 
-def linear_of(model: nn.Module, name: str, shape: tuple[int, int] | None = None) -> nn.Linear:
-    """The nn.Linear called `name`. Raises CheckpointError when there is none, or none of this shape."""
+def linear_of(model: nn.Module, name: str, shape: tuple[int, int] | None = None) -> nn.Linear | nn.Embedding:
+    """The linear called `name`, or the embedding (a linear of one-hot rows).
+
+    Raises CheckpointError when there is none, or none of this shape.
+    """
     try:
         found: nn.Module | None = model.get_submodule(name)
     except AttributeError:
         found = None
-    if not isinstance(found, nn.Linear):
+    if not isinstance(found, nn.Linear | nn.Embedding):
         what = "no module of this name" if found is None else f"a {type(found).__name__}"
         raise CheckpointError(f"{name}: the files hold it quantized, the model has {what}. The weights do not fit config.json.")
-    if shape is not None and shape != (found.out_features, found.in_features):
+    if shape is not None and shape != tuple(found.weight.shape):
         raise CheckpointError(
-            f"{name}: {list(shape)} in the files, {[found.out_features, found.in_features]} by config.json. "
+            f"{name}: {list(shape)} in the files, {list(found.weight.shape)} by config.json. "
             "The weights do not fit config.json."
         )
     return found
+
+
+def replace(model: nn.Module, name: str, format: Format, stored: Stored, shape: tuple[int, int] | None = None) -> None:
+    """Put a packed matrix (stored: the tensors of lowbit.kernels.packing) in the place of a linear or an embedding.
+
+    Raises CheckpointError as `linear_of`, and for an embedding of a class that lowbit does not know.
+    """
+    found = linear_of(model, name, shape)
+    size, dtype = (found.weight.shape[0], found.weight.shape[1]), found.weight.dtype
+    if isinstance(found, nn.Linear):
+        model.set_submodule(name, QuantizedLinear(format, size, stored, found.bias, dtype))
+        return
+    scale = scale_of(found)
+    if scale is None:
+        raise CheckpointError(f"{name}: a {type(found).__name__} cannot be run from packed rows. Use the model unquantized.")
+    model.set_submodule(name, QuantizedEmbedding(format, size, stored, dtype, scale))

@@ -5,7 +5,6 @@ Idea      Both models run over a few held-out windows, one block of each in memo
           perplexity, agreement), so the model card carries figures of the file itself.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,8 +13,9 @@ from torch import Tensor, nn
 from lowbit import checkpoints
 from lowbit.checkpoints.folder import Folder
 from lowbit.core.errors import CheckpointError
+from lowbit.layers.loading import skeleton
 from lowbit.pipeline import blocks
-from lowbit.pipeline.outer import Outer
+from lowbit.pipeline.outer import Get, Outer
 from lowbit.pipeline.progress import Progress
 from lowbit.pipeline.source import Source
 from lowbit.pipeline.stream import first
@@ -24,46 +24,53 @@ from lowbit.statistics._divergence import Divergence
 WINDOWS = 4
 
 
-def written_block(source: Source, stored: checkpoints.Stored, index: int, device: torch.device) -> nn.Module:
-    """Block `index` of a written folder with its weights decoded to float32."""
+def decoded(stored: checkpoints.Stored) -> Get:
+    """The tensors of a written folder, its packed matrices decoded."""
 
     def get(name: str) -> Tensor:
         module = name.removesuffix(".weight")
-        return (
-            stored.quantized(module).decode() if module in stored.formats and name.endswith(".weight") else stored.tensor(name)
-        )
+        packed = module in stored.formats and name.endswith(".weight")
+        return stored.quantized(module).decode() if packed else stored.tensor(name)
 
+    return get
+
+
+def block(source: Source, get: Get, index: int, device: torch.device) -> nn.Module:
+    """Block `index` with the weights that `get` gives, in float32."""
     return blocks.load(source.blocks[index], source.prefix(index), get, device, torch.float32)
 
 
-def original_block(source: Source, index: int, device: torch.device) -> nn.Module:
-    """Block `index` of the original in float32."""
-    return blocks.load(source.blocks[index], source.prefix(index), source.stored.tensor, device, torch.float32)
+def outside(source: Source, stored: checkpoints.Stored, outer: Outer, device: torch.device) -> Outer:
+    """What of the written folder lies outside its blocks: that of the original, unless an end is quantized."""
+    if not {source.embed, source.head} & set(stored.formats):
+        return outer
+    model = skeleton(source.config, torch.float32)
+    held = {*stored.names, *(f"{name}.weight" for name in stored.formats)}
+    inner: nn.ModuleList = model.get_submodule(source.architecture.blocks)
+    return Outer(model, inner, decoded(stored), held, torch.float32, device)
 
 
 def measure(source: Source, folder: Folder, tokens: Tensor, device: torch.device, progress: Progress) -> dict[str, Any]:
     """Divergence of the written folder from the original over windows [windows, length]."""
-    outer = Outer(source.skeleton, source.blocks, source.stored.tensor, torch.float32, device)
-    kwargs = outer.kwargs(tokens.shape[1])
-    entered = [outer.enter(row[None]) for row in tokens]
     stored = checkpoints.Stored(folder, source.stored.renames)
-    makers: list[Callable[[int], nn.Module]] = [
-        lambda i: written_block(source, stored, i, device),
-        lambda i: original_block(source, i, device),
-    ]
-    streams = [list(entered), list(entered)]
+    original = source.outer(torch.float32, device)
+    written = outside(source, stored, original, device)
+    kwargs = original.kwargs(tokens.shape[1])
+    streams = [[outer.enter(row[None]) for row in tokens] for outer in (written, original)]
+    gets = [decoded(stored), source.stored.tensor]
     progress.start("check", len(source.blocks))
     for index in range(len(source.blocks)):
-        for stream, maker in zip(streams, makers, strict=True):
-            module = maker(index)
+        for stream, get in zip(streams, gets, strict=True):
+            module = block(source, get, index, device)
             for i, hidden in enumerate(stream):
                 stream[i] = first(module(hidden, **kwargs[index]))
+            del module  # before the next is loaded: one block in memory
         progress.block(index, None, 0.0)
     progress.end()
     found = Divergence()
-    for row, quantized, original in zip(tokens, *streams, strict=True):
-        found.add(row, outer.leave(row, quantized[0]), outer.leave(row, original[0]))
-    outer.drop()
+    for row, ours, theirs in zip(tokens, *streams, strict=True):
+        found.add(row, written.leave(row, ours[0]), original.leave(row, theirs[0]))
+    original.drop()
     summary = found.summary()
     if not all(map(torch.isfinite, map(torch.tensor, summary.values()))):
         raise CheckpointError(

@@ -16,11 +16,11 @@ NAME = "journal.jsonl"
 
 
 class Journal:
-    """The finished blocks of one run. task: what the run makes; another task in the same folder is an error."""
+    """The finished steps of one run. task: what the run makes; another task in the same folder is an error."""
 
     def __init__(self, work: Path, task: dict[str, Any]) -> None:
         self.path = work / NAME
-        self.blocks: list[dict[str, Any]] = []
+        self.steps: list[dict[str, Any]] = []
         work.mkdir(parents=True, exist_ok=True)
         lines = self._read()
         if not lines:
@@ -32,7 +32,7 @@ class Journal:
                 f"{work} holds an unfinished run that differs in {changed}. "
                 "Repeat the first command, remove the folder, or choose another --out."
             )
-        self.blocks = lines[1:]
+        self.steps = lines[1:]
         self._write(lines)
 
     def _read(self) -> list[dict[str, Any]]:
@@ -54,11 +54,14 @@ class Journal:
             os.fsync(file.fileno())
         os.replace(temporary, self.path)
 
-    def add(self, block: dict[str, Any]) -> None:
-        """Note a finished block; its shard must already be on the disk."""
-        self.blocks.append(block)
+    def __contains__(self, step: str) -> bool:
+        return any(line["step"] == step for line in self.steps)
+
+    def add(self, step: str, rows: list[dict[str, Any]]) -> None:
+        """Note a finished step and the rows of its matrices; its shard must already be on the disk."""
+        self.steps.append({"step": step, "rows": rows})
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(block) + "\n")
+            file.write(json.dumps(self.steps[-1]) + "\n")
             file.flush()
             os.fsync(file.fileno())
 

@@ -8,7 +8,7 @@ Idea      Each block's weights are read, its inputs captured, its methods applie
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,10 @@ from torch import Tensor, nn
 import lowbit
 from lowbit import checkpoints
 from lowbit.checkpoints.folder import Folder
-from lowbit.core.device import available_memory, peak_memory, throughput
+from lowbit.core.device import available_memory, peak_memory, return_freed_memory, throughput
 from lowbit.core.errors import CapacityError, CheckpointError, RequestError
 from lowbit.layers.loading import load
-from lowbit.pipeline import blocks, closing, journal, text
-from lowbit.pipeline.outer import Outer
+from lowbit.pipeline import admission, blocks, closing, ends, journal, text
 from lowbit.pipeline.progress import Progress
 from lowbit.pipeline.request import Request, Result
 from lowbit.pipeline.source import Source, tokenizer_of
@@ -30,9 +29,10 @@ from lowbit.pipeline.stream import first
 from lowbit.pipeline.writer import Writer
 from lowbit.recipe import Recipe
 from lowbit.recipe.plan import Plan
+from lowbit.statistics import Stats
 
-BATCH_TOKENS = 8192
-"""Tokens that one forward takes at once; a batch is one coroutine of the stream."""
+BATCH_TOKENS = {"cpu": 2048, "cuda": 8192}
+"""Tokens that one forward takes at once; a batch is one coroutine of the stream. On a CPU the caches gain by small ones."""
 Streams = tuple[list[Tensor], list[Tensor] | None]
 """Hidden states by batch: of the quantized model, and of the original where a method asks for them."""
 Card = Callable[[dict[str, Any]], str]
@@ -55,6 +55,8 @@ class Run:
         self.source = Source(request.model)
         self.recipe = Recipe.of(request.recipe)
         self.plan = Plan.make(self.recipe, self.source.linears())
+        ends.check(self.plan.rows)
+        admission.check(self.source, self.plan)
         self.length = request.length or min(text.LENGTH, self.source.context)
         self.samples = request.samples or text.SAMPLES
         self.out = Path(request.out or f"{Path(request.model).name}-{self.plan.label()}")
@@ -68,6 +70,7 @@ class Run:
 
     def run(self) -> Result:
         start = time.perf_counter()
+        return_freed_memory()
         result = Result(
             self.request.model, str(self.recipe), str(self.out), self.plan.bits_per_weight, self.writer.bytes(),
             self.request.seed, checkpoints.name_of(self.writer.form), outlook=self.outlook(),
@@ -82,7 +85,7 @@ class Run:
             result.calibration = {"text": Path(tokens.name).name, **windows, "digest": tokens.digest}
         book = journal.Journal(self.work, self.task(result))
         self.stream(tokens.tokens if tokens else None, book)
-        result.layers = [row for block in book.blocks for row in block["rows"]]
+        result.layers = [row for step in book.steps for row in step["rows"]]
         self.writer.complete()
         result.check = self.check()
         self.describe(result)
@@ -97,11 +100,16 @@ class Run:
         config, sizes = self.source.text_config, [sum(p.numel() for p in b.parameters()) for b in self.source.blocks]
         tokens = self.samples * self.length if self.plan.needs_data else 0
         window = min(self.length, text.LENGTH)
-        # embedding and head in float32 while windows enter and leave; two windows' logits in the closing check
-        outside = config.vocab_size * 4 * (config.hidden_size * (1 if config.tie_word_embeddings else 2) + 2 * window)
+        # embedding and head in float32 while windows enter and leave; two windows' logits in the closing check, and both ends
+        # of the written model beside the original's when one is quantized
+        tables = (1 if self.source.tied else 2) + (2 if self.writer.ends else 0)
+        outside = config.vocab_size * 4 * (config.hidden_size * tables + 2 * window)
+        # an end larger than a block is solved alone, as floats, its copy and codes
+        largest = max((self.plan.targets[name].weights for name in self.writer.ends), default=0)
+        outside += 10 * max(0, largest - max(sizes, default=0))
         return self.plan.outlook(
-            tokens=tokens, hidden=config.hidden_size, block_weights=max(sizes, default=0), blocks=len(sizes),
-            outside_bytes=outside, flops=throughput(self.device),
+            tokens=tokens, window=self.length, hidden=config.hidden_size, block_weights=max(sizes, default=0),
+            blocks=len(sizes), outside_bytes=outside, flops=throughput(self.device),
         )  # fmt: skip
 
     def admit(self, result: Result) -> None:
@@ -138,34 +146,70 @@ class Run:
         }  # fmt: skip
 
     def stream(self, tokens: Tensor | None, book: journal.Journal) -> None:
-        """Quantize all blocks that the journal does not hold yet."""
-        count = len(self.source.blocks)
-        if len(book.blocks) == count:
+        """Do all steps that the journal does not hold yet."""
+        steps = self.writer.steps
+        if all(step in book for step in steps):
             return
-        batches, kwargs = self.enter(tokens)
-        streams: Streams = batches, list(batches) if self.plan.needs_reference else None
-        self.progress.start("quantize", count)
+        batches = () if tokens is None else tokens.split(max(1, BATCH_TOKENS[self.device.type] // tokens.shape[1]))
+        self.progress.start("quantize", len(steps))
         try:
-            for index in range(count):
-                start = time.perf_counter()
-                if index < len(book.blocks):
-                    streams = self.replay(index, streams, kwargs[index])
-                    self.progress.block(index, None, time.perf_counter() - start)
-                else:
-                    streams = self.quantize(index, streams, kwargs[index], book)
+            if self.source.embed in steps:
+                self.end(self.source.embed, book, Stats)
+            streams, kwargs = self.enter(batches)
+            for index in range(len(self.source.blocks)):
+                streams = self.block(index, streams, kwargs[index], book)
+            if self.source.head in steps:
+                self.end(self.source.head, book, lambda: self.head_statistics(batches, streams))
         finally:
             self.progress.end()
 
-    def enter(self, tokens: Tensor | None) -> tuple[list[Tensor], list[dict[str, Any]]]:
-        """The hidden states that enter block 0, by batch, and what each block takes beside them."""
-        if tokens is None:
-            return [], [{} for _ in self.source.blocks]
-        outer = Outer(self.source.skeleton, self.source.blocks, self.source.stored.tensor, self.compute, self.device)
-        size = max(1, BATCH_TOKENS // tokens.shape[1])
-        batches = [outer.enter(tokens[i : i + size]) for i in range(0, len(tokens), size)]
-        kwargs = outer.kwargs(tokens.shape[1])
+    def end(self, name: str, book: journal.Journal, collect: Callable[[], Stats]) -> None:
+        """Quantize the embedding or the head, unless it is done. collect: the statistics of its inputs."""
+        start, error = time.perf_counter(), None
+        if name not in book:
+            stats, weight = collect(), self.source.weight(name).to(self.device, self.compute)
+            quantized, row = ends.solve(self.plan.targets[name], weight, stats, self.progress)
+            self.writer.write_end(name, quantized)
+            book.add(name, [row])
+            error = row.get("error")
+        self.finished(name, error if isinstance(error, float) else None, start)
+
+    def finished(self, step: str, error: float | None, start: float) -> None:
+        """Tell that a step is done."""
+        self.progress.block(self.writer.steps.index(step), error, time.perf_counter() - start)
+
+    def head_statistics(self, tokens: Sequence[Tensor], streams: Streams) -> Stats:
+        """What the head's solver asks for; nothing when that is nothing."""
+        target = self.plan.targets[self.source.head]
+        if not target.solver.needs:
+            return Stats()
+        outer = self.source.outer(self.compute, self.device)
+        stats = ends.head_statistics(target, outer, tokens, *streams)
         outer.drop()
-        return batches, kwargs
+        return stats
+
+    def block(self, index: int, streams: Streams, kwargs: dict[str, Any], book: journal.Journal) -> Streams:
+        """Quantize one block, or run it when it is done."""
+        if self.source.prefix(index) not in book:
+            return self.quantize(index, streams, kwargs, book)
+        start = time.perf_counter()
+        streams = self.replay(index, streams, kwargs)
+        self.finished(self.source.prefix(index), None, start)
+        return streams
+
+    def enter(self, tokens: Sequence[Tensor]) -> tuple[Streams, list[dict[str, Any]]]:
+        """The hidden states that enter block 0, by batch, and what each block takes beside them."""
+        if not tokens:
+            return ([], None), [{} for _ in self.source.blocks]
+        outer = self.source.outer(self.compute, self.device)
+        kwargs = outer.kwargs(tokens[0].shape[1])
+        references = [outer.enter(batch) for batch in tokens]
+        batches = list(references)
+        if self.source.embed in self.plan.targets:
+            outer.put(f"{self.source.embed}.weight", self.writer.end(self.source.embed).decode())
+            batches = [outer.enter(batch) for batch in tokens]
+        outer.drop()
+        return (batches, references if self.plan.needs_reference else None), kwargs
 
     def load(self, index: int) -> nn.Module:
         """Block `index` of the original."""
@@ -205,9 +249,9 @@ class Run:
             )
         )
         self.writer.write(index, module, done.quantized)
-        book.add({"block": index, "rows": done.rows})
+        book.add(prefix, done.rows)
         errors = [row["error"] for row in done.rows if isinstance(row.get("error"), float)]
-        self.progress.block(index, sum(errors) / len(errors) if errors else None, time.perf_counter() - start)
+        self.finished(prefix, sum(errors) / len(errors) if errors else None, start)
         return done.outputs, done.references
 
     def check(self) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""source - MODEL, a Hub id or a folder, -> everything a run must know of it before it reads a weight."""
+"""source - MODEL, a Hub id or a folder, -> everything a run must know of it before it reads a weight.
+
+Traps     Tied embeddings are one tensor in the files and two matrices here: the embedding and the head may be named apart.
+"""
 
 import fnmatch
 from dataclasses import dataclass
@@ -7,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lowbit import architectures, checkpoints
 from lowbit.checkpoints.folder import Folder
 from lowbit.core.errors import CheckpointError
 from lowbit.layers import replacing
+from lowbit.layers.embedding import scale_of
 from lowbit.layers.loading import skeleton
+from lowbit.pipeline.outer import Outer
 
 FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "LICENSE*")
 
@@ -53,7 +58,8 @@ def tokenizer_of(folder: Path) -> Any:
 
 @dataclass(frozen=True)
 class Linear:
-    """One linear of the model. name: full ("model.layers.0.mlp.up_proj"). role: attn, mlp, experts, head or embed."""
+    """One linear of the model, or its embedding. name: full ("model.layers.0.mlp.up_proj"). role: attn, mlp, experts, head or
+    embed. layer: the block's number; -1 for the embedding, the number of blocks for the head."""
 
     name: str
     shape: tuple[int, int]
@@ -106,8 +112,53 @@ class Source:
         """The dtype in which the model is stored."""
         return self.folder.dtype()
 
+    @cached_property
+    def embed(self) -> str:
+        """Full name of the input embedding; "" when the model has none that packed rows can stand for."""
+        found = self.skeleton.get_input_embeddings()  # type: ignore[operator]
+        return self._name(found) if isinstance(found, nn.Embedding) and scale_of(found) is not None else ""
+
+    @cached_property
+    def head(self) -> str:
+        """Full name of the output head; "" when the model has none that is a linear."""
+        found = self.skeleton.get_output_embeddings()  # type: ignore[operator]
+        return self._name(found) if isinstance(found, nn.Linear) else ""
+
+    def _name(self, wanted: nn.Module) -> str:
+        names: dict[int, str] = {id(module): name for name, module in self.skeleton.named_modules()}
+        return names[id(wanted)]
+
+    @cached_property
+    def ties(self) -> dict[str, str]:
+        """Parameters that share another one's weight, as config.json says: name -> the other's name."""
+        return dict(self.skeleton.all_tied_weights_keys)  # type: ignore[arg-type]
+
+    @property
+    def tied(self) -> bool:
+        """Whether the head's weight is the embedding's."""
+        return f"{self.head}.weight" in self.ties
+
+    def weight(self, module: str) -> Tensor:
+        """The weight of a module as it is stored, its own or the one that it shares."""
+        name = f"{module}.weight"
+        return self.stored.tensor(name if name in self.stored.originals else self.ties.get(name, name))
+
+    def outer(self, dtype: torch.dtype, device: torch.device) -> Outer:
+        """What lies outside the blocks, with its weights; `drop` it afterwards."""
+        return Outer(self.skeleton, self.blocks, self.stored.tensor, self.stored.originals, dtype, device)
+
     def linears(self) -> list[Linear]:
-        """Every linear that a recipe may name, in the order of the model."""
+        """Every linear that a recipe may name, in the order of the model; the embedding first, the head last."""
+        return [*self._end(self.embed, "embed", -1), *self._inside(), *self._end(self.head, "head", len(self.blocks))]
+
+    def _end(self, name: str, role: str, layer: int) -> list[Linear]:
+        if not name:
+            return []
+        out, inputs = self.skeleton.get_parameter(f"{name}.weight").shape
+        return [Linear(name, (out, inputs), role, layer)]
+
+    def _inside(self) -> list[Linear]:
+        """The linears of the blocks."""
         keep = {name for name, _ in self.architecture.keep}
         found = []
         for index, block in enumerate(self.blocks):

@@ -1,8 +1,10 @@
-"""writer - the work folder: a shard a block while the run goes on, a complete model folder at its end.
+"""writer - the work folder: a shard a step while the run goes on, a complete model folder at its end.
 
-Idea      A block's shard is written under a temporary name, synced, renamed, read back and compared bit by bit before the
-          journal counts it. Number 1 of the shards is what lies outside the blocks. A small model becomes one file at last.
+Idea      A step is a block, or one of the ends when it is quantized (the embedding first, the head last). Its shard is written
+          under a temporary name, synced, renamed, read back and compared bit by bit before the journal counts it. Number 1 of
+          the shards is what lies outside, in floats. A small model becomes one file at last.
 Traps     Files keep the names of the original (Mixtral's w1, w2, w3), since engines know no others.
+          Tied embeddings part when one of them is quantized: config.json must say so, or loaders tie them again.
 """
 
 import json
@@ -30,12 +32,21 @@ class Writer:
         self.work = work
         self.source = source
         self.formats = formats
-        self.form = checkpoints.choose(formats.values())
+        self.ends = [name for name in (source.embed, source.head) if name in formats]
+        self.form = checkpoints.choose(formats.values(), embedding=source.embed in formats)
         self.joined = work / "model.safetensors"
 
-    def shard(self, index: int) -> Path:
-        """The file of one block; -1 is what lies outside."""
-        return self.work / f"model-{index + 2:05d}-of-{len(self.source.blocks) + 1:05d}.safetensors"
+    @property
+    def steps(self) -> list[str]:
+        """Full names of what is written one after the other."""
+        inside = [self.source.prefix(index) for index in range(len(self.source.blocks))]
+        first = [name for name in self.ends if name == self.source.embed]
+        return [*first, *inside, *(name for name in self.ends if name not in first)]
+
+    def shard(self, step: str) -> Path:
+        """The file of one step; "" is what lies outside."""
+        places = ["", *self.steps]
+        return self.work / f"model-{places.index(step) + 1:05d}-of-{len(places):05d}.safetensors"
 
     def bytes(self) -> int:
         """Bytes of the tensors that will be written: packed matrices and everything else as it is."""
@@ -43,30 +54,54 @@ class Writer:
         for name in stored.names:
             format = self.formats.get(name.removesuffix(".weight"))
             entry = self.source.folder.entry(stored.originals[name])
-            weights = entry.shape[0] * entry.shape[1] if format else 0
-            total += round(format.bits_per_weight(entry.shape) * weights / 8) if format else entry.stop - entry.start
-        return total
+            total += self._packed(format, entry.shape) if format else entry.stop - entry.start
+        if not self._parted:
+            return total
+        embedding = self.source.folder.entry(stored.originals[f"{self.source.embed}.weight"])
+        format = self.formats.get(self.source.head)
+        return total + (self._packed(format, embedding.shape) if format else embedding.stop - embedding.start)
+
+    @staticmethod
+    def _packed(format: Format, shape: tuple[int, ...]) -> int:
+        return round(format.bits_per_weight(shape) * shape[0] * shape[1] / 8)
+
+    @property
+    def _parted(self) -> bool:
+        """Whether the head gets a matrix in the files that it had not."""
+        return bool(self.ends) and self.source.tied and f"{self.source.head}.weight" not in self.source.stored.originals
 
     def write(self, index: int, module: nn.Module, matrices: Mapping[str, Quantized]) -> None:
-        """Write one block, matrices by their name in it, and read it back. Raises CheckpointError when a bit differs."""
+        """Write one block, matrices by their name in it. Raises CheckpointError when a bit differs."""
         prefix, names = self.source.prefix(index), self.source.stored
-        tensors = {
+        floats = {
             names.originals[f"{prefix}.{n}"]: p.data.to(self.source.dtype)
             for n, p in module.named_parameters()
             if n.removesuffix(".weight") not in matrices
         }
-        for name, quantized in matrices.items():
-            tensors |= self.form.tensors(names.original(f"{prefix}.{name}"), quantized, self.source.dtype)
-        checkpoints.write_shard(self.shard(index), tensors)
-        with checkpoints.Shard(self.shard(index)) as shard:
-            for name, quantized in matrices.items():
-                self._same(f"{prefix}.{name}", self._read(shard, f"{prefix}.{name}").decode(), quantized.decode())
+        self._write(prefix, floats, {f"{prefix}.{name}": quantized for name, quantized in matrices.items()})
 
-    def _same(self, module: str, found: Tensor, expected: Tensor) -> None:
-        if not torch.equal(found, expected.to(found.device)):
-            wrong = int((found != expected.to(found.device)).sum())
-            told = f"{wrong} of {found.numel()} weights read back differ from memory"
-            raise CheckpointError(f"{module}: {told}. The disk or lowbit is at fault; run again.")
+    def write_end(self, name: str, quantized: Quantized) -> None:
+        """Write the embedding or the head. Raises CheckpointError when a bit differs."""
+        self._write(name, {}, {name: quantized})
+
+    def _write(self, step: str, floats: dict[str, Tensor], matrices: Mapping[str, Quantized]) -> None:
+        """Write a shard, read its matrices (by full name) back and compare them."""
+        tensors = dict(floats)
+        for name, quantized in matrices.items():
+            tensors |= self.form.tensors(self.source.stored.original(name), quantized, self.source.dtype)
+        checkpoints.write_shard(self.shard(step), tensors)
+        with checkpoints.Shard(self.shard(step)) as shard:
+            for name, quantized in matrices.items():
+                self._same(name, self._read(shard, name), quantized)
+
+    def _same(self, module: str, found: Quantized, expected: Quantized) -> None:
+        wrong = int((found.codes != expected.codes.cpu()).sum())
+        told = f"{wrong} of {found.codes.numel()} codes" if wrong else ""
+        for name, part in expected.parts.items():
+            if not torch.equal(found.parts[name].float(), part.cpu().float().view_as(found.parts[name])):
+                told = told or f"its {name}s"
+        if told:
+            raise CheckpointError(f"{module}: {told} read back differ from memory. The disk or lowbit is at fault; run again.")
 
     def _read(self, shard: checkpoints.Shard, module: str) -> Quantized:
         found: Quantized = self.form.quantized(self.source.stored.original(module), self.formats[module], shard.tensor)
@@ -74,7 +109,7 @@ class Writer:
 
     def block(self, index: int, device: torch.device, dtype: torch.dtype) -> nn.Module:
         """A finished block as it is on the disk, decoded."""
-        with checkpoints.Shard(self.shard(index)) as shard:
+        with checkpoints.Shard(self.shard(self.source.prefix(index))) as shard:
 
             def get(name: str) -> Tensor:
                 module = name.removesuffix(".weight")
@@ -84,19 +119,42 @@ class Writer:
 
             return blocks.load(self.source.blocks[index], self.source.prefix(index), get, device, dtype)
 
+    def end(self, name: str) -> Quantized:
+        """A finished embedding or head as it is on the disk."""
+        with checkpoints.Shard(self.shard(name)) as shard:
+            return self._read(shard, name)
+
+    def _outside(self) -> dict[str, Tensor]:
+        """The tensors that are in no step."""
+        stored, inside = self.source.stored, f"{self.source.architecture.blocks}."
+        packed = {f"{name}.weight" for name in self.ends}
+        kept = {stored.originals[n]: stored.tensor(n) for n in stored.names if not n.startswith(inside) and n not in packed}
+        if self._parted and self.source.head not in self.formats:
+            kept[f"{self.source.head}.weight"] = self.source.weight(self.source.head)
+        return kept
+
     def complete(self) -> None:
         """Make the folder a model: the tensors outside the blocks, index, configuration, tokenizer. May be done again."""
         stored = self.source.stored
         if not self.joined.exists():
-            inside = f"{self.source.architecture.blocks}."
-            outside = {stored.originals[n]: stored.tensor(n) for n in stored.names if not n.startswith(inside)}
-            checkpoints.write_shard(self.shard(-1), outside)
+            checkpoints.write_shard(self.shard(""), self._outside())
         if sum(f.stat().st_size for f in self.work.glob("*.safetensors")) < SMALL:
             self.join()
         formats = {stored.original(name): format for name, format in self.formats.items()}
         linears = [name for name, module in self.source.skeleton.named_modules() if isinstance(module, nn.Linear)]
         ignore = [stored.original(name) for name in linears if name not in self.formats]
         checkpoints.complete(self.work, self.source.folder, self.form.config(formats, ignore))
+        if self.ends and self.source.tied:
+            self._untie()
+
+    def _untie(self) -> None:
+        """Say in config.json that embedding and head are two matrices."""
+        path = self.work / "config.json"
+        config = json.loads(path.read_text(encoding="utf-8"))
+        for told in (config, config.get("text_config")):
+            if told is not None:
+                told["tie_word_embeddings"] = False
+        checkpoints.write_text(path, json.dumps(config, indent=2) + "\n")
 
     def join(self) -> None:
         """Put the shards into one file; once that is whole, they go."""

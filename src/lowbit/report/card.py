@@ -16,7 +16,7 @@ MEANING = (
     "KL: divergence of the predictions from the original's, in thousandths of a nat per token. "
     "top-1: share of positions where both find the same token most likely."
 )
-KEPT = "Everything else (embeddings, output head, norms, biases, routers) is as in the original."
+ENDS = {"embed": "embeddings", "head": "output head"}
 MISSING = (
     "Accuracy on tasks, long contexts, languages other than the text's, safety, speed. A small divergence makes large "
     "changes unlikely; it does not say in which direction they go."
@@ -122,7 +122,10 @@ def _stored(told: Mapping[str, Any]) -> str:
         [f"`{name}`", str(len(layers)), f"{sum(layer['bits'] for layer in layers) / len(layers):.3f}"]
         for name, layers in _formats(told).items()
     ]
-    parts = ["## Stored", table.grid(["format", "layers", "bits per weight"], lines).rstrip(), KEPT]
+    done = {layer.get("role") for layer in told["layers"]}
+    kept = [*(word for role, word in ENDS.items() if role not in done), "norms", "biases", "routers"]
+    rest = f"Everything else ({', '.join(kept)}) is as in the original."
+    parts = ["## Stored", table.grid(["format", "layers", "bits per weight"], lines).rstrip(), rest]
     largest = ", ".join(f"`{name}` {error:.4f}" for name, error in table.worst(told["layers"]))
     if largest:
         parts.append(f"Largest relative squared errors: {largest}.")

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lowbit.checkpoints.folder import fused
 from lowbit.checkpoints.folder.shard import Entry, Shard, write_shard, write_text
 from lowbit.core.errors import ArchitectureError, CheckpointError
 
@@ -28,8 +29,9 @@ class Folder:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self.shards = {name: Shard(self.path / name) for name in self._files()}
-        self._home = {name: shard for shard in self.shards.values() for name in shard.entries}
-        self._check_index()
+        home = self._indexed() or {name: shard for shard in self.shards.values() for name in shard.entries}
+        places = fused.apart({name: shard.entries[name] for name, shard in home.items()}, lambda: self.settings)
+        self._home = {name: (home[old], entry) for name, (old, entry) in places.items()}
 
     def _files(self) -> list[str]:
         """The safetensors files that make up the model."""
@@ -68,13 +70,14 @@ class Folder:
             raise CheckpointError(f"{self.path / INDEX}: no weight_map. Download the model again.") from error
         return found
 
-    def _check_index(self) -> None:
+    def _indexed(self) -> dict[str, Shard]:
+        """The tensors that the index names, {} where there is none. Raises CheckpointError when one is not in its file."""
         if not (self.path / INDEX).is_file():
-            return
+            return {}
         for name, file in self._index.items():
             if name not in self.shards[file].entries:
                 raise CheckpointError(f"{self.path / file}: no {name}, though {INDEX} says so. Download the model again.")
-        self._home = {name: self.shards[file] for name, file in self._index.items()}
+        return {name: self.shards[file] for name, file in self._index.items()}
 
     @property
     def names(self) -> list[str]:
@@ -89,7 +92,7 @@ class Folder:
         if name not in self._home:
             files = f"{len(self.shards)} safetensors file" + "s" * (len(self.shards) > 1)
             raise CheckpointError(f"{self.path}: no tensor {name} in {files}. The weights do not fit config.json.")
-        return self._home[name].entries[name]
+        return self._home[name][1]
 
     def bytes_of(self, name: str) -> int:
         """Bytes that a tensor takes in its file."""
@@ -98,8 +101,8 @@ class Folder:
 
     def tensor(self, name: str) -> Tensor:
         """One tensor, read now, in memory of its own."""
-        self.entry(name)
-        return self._home[name].tensor(name)
+        entry = self.entry(name)
+        return self._home[name][0].read(name, entry)
 
     @cached_property
     def settings(self) -> dict[str, Any]:

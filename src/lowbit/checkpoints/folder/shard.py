@@ -76,7 +76,10 @@ class Shard:
         """One tensor, in memory of its own."""
         if name not in self.entries:
             raise CheckpointError(f"{self.path}: no tensor {name}. The file does not belong to this model or config.json.")
-        entry = self.entries[name]
+        return self.read(name, self.entries[name])
+
+    def read(self, name: str, entry: Entry) -> Tensor:
+        """What lies where `entry` says, in memory of its own. name: for errors."""
         buffer = torch.empty(entry.stop - entry.start, dtype=torch.uint8)
         view, position = _memory(buffer), 0
         while position < len(view):

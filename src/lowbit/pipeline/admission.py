@@ -1,0 +1,22 @@
+"""admission - whether the methods of a plan find in the model's architecture what they work along, before a weight is read."""
+
+from lowbit.core.errors import ArchitectureError
+from lowbit.pipeline.source import Source
+from lowbit.recipe.grammar import step_text
+from lowbit.recipe.plan import Plan
+from lowbit.transforms import fold
+
+
+def check(source: Source, plan: Plan) -> None:
+    """Raise ArchitectureError when a transform that needs folds targets a block without any."""
+    seen = {(transform, target.layer) for target in plan.rows for transform in target.transforms}
+    for transform, layer in sorted(seen, key=lambda pair: pair[1]):
+        if not getattr(transform, "needs_folds", False) or not 0 <= layer < len(source.blocks):
+            continue
+        block = source.blocks[layer]
+        if not fold.resolve(source.architecture.folds, [name for name, _ in block.named_modules()]):
+            where = f"{type(block).__name__} ({source.prefix(layer)})"
+            raise ArchitectureError(
+                f"{step_text(transform)}: no folds are known for {where}, so scales have nowhere to go. "  # type: ignore[arg-type]
+                "Leave this step out, or add a file to lowbit/architectures."
+            )
