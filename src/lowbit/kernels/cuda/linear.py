@@ -32,8 +32,6 @@ from lowbit.kernels.cuda._build import Pointer
 RANK = 30
 DECODE_TOKENS = 64
 """Above this many tokens the matrix is decoded first."""
-WIDE_FROM = 9
-"""From this many tokens on four warps multiply together."""
 PROCESSORS = 132
 """Multiprocessors that the cuts are made for (H100, H200)."""
 HIGH_BITS = (2, 4, 6, 3, 5, 7, 14, 15, 8, 10, 12, 9, 11, 13, 0, 1)
@@ -190,7 +188,10 @@ class Tiles:
 
 def tiles(format: Format, tokens: int, rows: int, chunks: int) -> Tiles:
     """The cut for a product of so many tokens, rows and chunks of 128 columns: the first that fits into shared memory."""
-    wanted = _wide(tokens, rows, chunks) if tokens >= WIDE_FROM else _narrow(rows, chunks)
+    if tokens <= 8:
+        wanted = _narrow(rows, chunks)
+    else:
+        wanted = [*(_sixteen(rows, chunks) if tokens <= 16 else []), *_wide(tokens, rows, chunks)]
     smaller = [replace(how, stages=stages, span=stages - 1) for how in wanted for stages in (how.stages, 3, 2)]
     return next(how for how in wanted + smaller if shared_bytes(format, tokens, chunks, how) <= SHARED)
 
@@ -205,16 +206,26 @@ def _narrow(rows: int, chunks: int) -> list[Tiles]:
     return [Tiles(2, 1, 8 if blocks <= 2 * PROCESSORS else 4, 1, 5), Tiles(2, 1, 4, 1, 3)]
 
 
+def _sixteen(rows: int, chunks: int) -> list[Tiles]:
+    """9 to 16 tokens: eight warps of 32 rows, as many of them side by side as leave a block for most multiprocessors."""
+    slices = 2 if chunks > 64 else 1
+    beside = next((n for n in (4, 2) if -(-rows // (32 * n)) * slices >= 2 * PROCESSORS // 3), 1)
+    return [Tiles(2, beside, 8 // beside, slices, 4 if slices > 1 else 3, 3 if slices > 1 else 0)]
+
+
 def _wide(tokens: int, rows: int, chunks: int) -> list[Tiles]:
-    """The tallest blocks (their rows share x) that with slices of the columns fill most multiprocessors."""
+    """Groups of four warps multiply together. Tall blocks share x; two slices of the columns where rows alone are too few."""
     if tokens > DECODE_TOKENS:
         return [Tiles(1, beside, 1, 1, 3, 2, True, True) for beside in (16, 8, 4)]
     cuts = []
-    for beside in (16, 8, 4):
+    for beside in (8, 4):
         blocks = -(-rows // (16 * beside))
         slices = max(n for n in (1, 2, 4, 8) if n <= max(1, min(PROCESSORS // blocks, chunks // 4)))
-        cuts.append((blocks * slices < 2 * PROCESSORS // 3, Tiles(1, beside, 1, slices, 4, 3, True)))
-    return [how for _, how in sorted(cuts, key=lambda cut: cut[0])]
+        along = 2 if beside == 8 or tokens > 32 else 4
+        how = Tiles(1, beside, along, slices, 3, 4 if tokens <= 32 else 2, True)
+        cuts.append((blocks * slices < 2 * PROCESSORS // 3 or slices > 2, how))
+    whole = [how for _, how in sorted(cuts, key=lambda cut: cut[0])]
+    return [*whole, *(replace(how, along=1) for how in whole)]
 
 
 def linear(x: Tensor, prepared: dict[str, Tensor], format: Format, shape: tuple[int, int]) -> Tensor:
