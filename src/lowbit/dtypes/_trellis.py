@@ -61,10 +61,14 @@ class Trellis:
         """Root mean square of the values of all states: what numbers of that size should be scaled to, about."""
         return self._code(torch.device("cpu")).table.double().square().mean().sqrt().item()
 
-    def encode(self, values: Tensor) -> Tensor:
-        """Codes of a near path for each tile of values [16 R, in]; beyond twice the range numbers count as its end."""
+    def encode(self, values: Tensor, near: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """Codes of a near path for each tile of values [16 R, in]; beyond twice the range numbers count as its end.
+
+        near: another search than lowbit.dtypes._viterbi.search, values [N, T, V] -> fresh bits [N, T].
+        """
         rows = _sequences(values.float().clamp(REACH * self.minimum, REACH * self.maximum))
-        codes = search(rows.view(-1, TILE // self.width, self.width), self._code(values.device))
+        points = rows.view(-1, TILE // self.width, self.width)
+        codes = near(points) if near else search(points, self._code(values.device))
         return codes.view(values.shape[0] // SIDE, values.shape[1] * SIDE // self.width)
 
     def decode(self, codes: Tensor) -> Tensor:

@@ -39,6 +39,10 @@ class Grid:
             stored = stored.repeat_interleave(height, 0)[:out]
         return stored[rows].repeat_interleave(columns, 1)[:, :inputs]
 
+    def spread(self, stored: Tensor) -> Tensor:
+        """[R, G] repeated to [out, in]."""
+        return self._full(stored, slice(None))
+
     @cached_property
     def full_scale(self) -> Tensor:
         """The scale of every weight [out, in]."""

@@ -5,7 +5,8 @@ rotated sum of codes and a low-rank matrix. Its tensors are parts of the matrix 
 y = outputs(grid(inputs(x)) + addend(x)), is `before` and `after`; `decode` is the same for the matrix itself.
 
 Contract of a file: `def side(number: str) -> Side`; `number` is what follows the family's name ("16" of "rank16", or "").
-A basis also has what solvers need to work inside it: `fit`, `into` and `moment`. A file names its members in EXAMPLES.
+A basis also has what solvers need to work inside it: `moment`. `trained` names the parts that tuners may train.
+A file names its members in EXAMPLES.
 """
 
 import functools

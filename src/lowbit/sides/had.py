@@ -28,6 +28,7 @@ class Hadamard:
     size: int
 
     parts = ("input_factors", "output_factors")
+    trained = parts
 
     def _block(self, n: int) -> int:
         return self.size or _hadamard.block(n)

@@ -26,6 +26,7 @@ class LowRank:
     rank: int
 
     parts = ("rank_out", "rank_in")
+    trained = parts
 
     def bits(self, shape: tuple[int, int]) -> int:
         return 16 * self.rank * (shape[0] + shape[1])

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lowbit import formats
 from lowbit.formats import Grid
+from lowbit.kernels.encoding import encode
 
 
 class Codec(Protocol):
@@ -100,7 +101,7 @@ class StepCodec:
 
     def round(self, x: Tensor, start: int) -> tuple[Tensor, Tensor]:
         scale = self._scales.scale[self._scales.group(start)]
-        codes = self._element.encode(x / scale)
+        codes = encode(self._element, x / scale)
         return codes, self._element.decode(codes) * scale
 
     def stored(self, codes: Tensor) -> Tensor:

@@ -19,6 +19,11 @@ typedef unsigned long long u64;
 
 // ---- bits and pairs of halves
 
+INLINE u32 dot_bytes(u32 word, u32 sum) {                    // sum + the four bytes of a word
+    asm("dp4a.u32.u32 %0, %1, %2, %0;" : "+r"(sum) : "r"(word), "r"(0x01010101u));
+    return sum;
+}
+
 INLINE u32 and_or(u32 a, u32 mask, u32 b) {                  // (a & mask) | b in one instruction
     u32 v;
     asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(v) : "r"(a), "r"(mask), "r"(b));

@@ -1,0 +1,186 @@
+"""leaderboard - every method at every size on lowbit-tiny: measures the sentences, then writes the page and its picture.
+
+    python bench/leaderboard.py run DATA [--device cuda] [--jobs 6] [--limit SECONDS] [SENTENCE ...]
+    python bench/leaderboard.py page
+
+DATA: a folder with calibration.txt, evaluation-books.txt, evaluation-docs.txt and wikitext2-test.txt. 64 windows calibrate, 32
+of each text evaluate. Each sentence runs in a process of its own, so seconds on a GPU are those beside the other jobs.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from _rows import RESULTS, keep
+
+ROOT = Path(__file__).parent.parent
+MODEL = ROOT / "models" / "lowbit-tiny"
+TEXTS = ("evaluation-books", "evaluation-docs", "wikitext2-test")
+SENTENCES = (
+    "rtn(int4-g128-asym)", "hqq(int4-g128-asym)", "awq(int4-g128-asym)", "gptq(int4-g128)", "gptaq(int4-g128)",
+    "autoround(int4-g128)", "autoround(int4-g128-asym)", "gptq(int3-g128)", "gptaq(int3-g128)", "autoround(int3-g128)",
+    "gptq(int2-g128)", "gptaq(int2-g128)", "autoround(int2-g128)", "gptaq(trellis2) + block_tuning", "gptaq(trellis3)",
+    "gptaq(trellis4)",
+)  # fmt: skip
+WINDOWS, SAMPLES, LENGTH = 32, 64, 2048
+FAMILIES = {"(trellis": "trellis codes", "(int": "integers that engines load"}
+Row = dict[str, Any]
+HEAD = """# Leaderboard
+
+Quality, size and time by sentence on lowbit-tiny, by the protocol of [Measuring](guide/measuring.md): 64 calibration windows of
+2048 tokens, 32 evaluation windows of each text; KL divergence from the original in milli-nats a token. Made by
+`python bench/leaderboard.py page` from bench/results/leaderboard.jsonl (machine and commit by row) and rivals.jsonl there
+(other toolkits, same windows).
+
+![Divergence against stored bits](pictures/leaderboard.png)
+"""
+TABLE = ["| sentence | bits | books | docs | wikitext2 | seconds |", "|---|--:|--:|--:|--:|--:|"]
+
+
+def one(sentence: str, data: Path, device: str) -> None:
+    """Quantize by one sentence, measure, keep the row."""
+    import torch
+
+    import lowbit
+    from lowbit.evaluation import measure
+    from lowbit.layers.linear import QuantizedLinear
+    from lowbit.layers.loading import load
+    from lowbit.pipeline.source import tokenizer_of
+
+    torch.set_num_threads(3 if device == "cuda" else torch.get_num_threads())
+    with tempfile.TemporaryDirectory() as temporary:
+        out, start = str(Path(temporary) / "out"), time.perf_counter()
+        lowbit.quantize(
+            str(MODEL), sentence, out=out, calibration=str(data / "calibration.txt"), samples=SAMPLES, device=device
+        )
+        seconds = time.perf_counter() - start
+        model = load(out, device=device)
+        bits = measure.bits_per_weight(model)
+        for name, layer in [*model.named_modules()]:
+            if isinstance(layer, QuantizedLinear):  # its values once, instead of in every window
+                dense = torch.nn.Linear(layer.in_features, layer.out_features, bias=False, device=device)
+                dense.weight.data = layer.quantized().decode()
+                dense.register_parameter("bias", layer.bias)
+                model.set_submodule(name, dense)
+        reference = measure.Reference(load(str(MODEL), dtype=torch.float32, device=device))
+        texts = measure.read_texts([str(data / f"{t}.txt") for t in TEXTS], tokenizer_of(MODEL), LENGTH, WINDOWS)
+        found = {Path(n).stem: measure.divergence(model.float(), t, reference).summary() for n, t in texts.items()}
+    figures = {key: {name: text[key] for name, text in found.items()} for key in ("kl", "kl_se", "perplexity")}
+    milli = {key: {n: round(1000 * v, 2) for n, v in figures[key].items()} for key in ("kl", "kl_se")}
+    perplexity = {n: round(v, 3) for n, v in figures["perplexity"].items()}
+    told = {"recipe": sentence, "bits_per_weight": round(bits, 4), "seconds": round(seconds, 1), "samples": SAMPLES}
+    keep("leaderboard", **told, **milli, perplexity=perplexity)
+
+
+def run(data: Path, device: str, jobs: int, limit: float, sentences: list[str]) -> None:
+    """Every sentence in its own process, `jobs` at a time; what has not ended after `limit` seconds is stopped."""
+    start, waiting, running = time.monotonic(), list(sentences), list[tuple[str, subprocess.Popen[bytes]]]()
+    while waiting or running:
+        for sentence, process in [*running]:
+            if process.poll() is not None:
+                running.remove((sentence, process))
+                print(f"{sentence}: {'done' if process.returncode == 0 else f'ended with {process.returncode}'}", flush=True)
+        late = time.monotonic() - start > limit
+        if late:
+            for sentence, process in running:
+                process.kill()
+                print(f"{sentence}: stopped after {limit:.0f} s")
+            break
+        while waiting and len(running) < jobs:
+            sentence = waiting.pop(0)
+            command = [sys.executable, __file__, "one", str(data), "--device", device, sentence]
+            running.append((sentence, subprocess.Popen(command, stderr=subprocess.DEVNULL)))
+        time.sleep(0.2)
+
+
+def rows(name: str) -> list[Row]:
+    """The rows of a file of results, the last of each recipe."""
+    lines = (RESULTS / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+    found = {(row.get("tool"), row["recipe"]): row for row in map(json.loads, lines)}
+    return sorted(found.values(), key=lambda row: (-row["bits_per_weight"], row["kl"][TEXTS[0]]))
+
+
+def page() -> None:
+    """Write docs/LEADERBOARD.md and docs/pictures/leaderboard.png."""
+    ours, rivals = rows("leaderboard"), [r for r in rows("rivals") if r["bits_per_weight"] <= 4.7]
+    best: dict[tuple[str, float], Row] = {}
+    for row in rivals:
+        size = min(s for s in (2.2, 3.2, 4.2, 4.7) if row["bits_per_weight"] <= s)
+        kept = best.setdefault((row["tool"], size), row)
+        best[row["tool"], size] = min(kept, row, key=lambda r: r["kl"][TEXTS[0]])
+    lines = [HEAD, *TABLE]
+    lines += [_line(f"`{row['recipe']}`", row) for row in ours]
+    lines += ["", "The best row of each rival up to 2.2, 3.2, 4.2 and 4.7 bits (2 cores of a CPU):", "", *TABLE]
+    lines += [
+        _line(f"{r['tool']}: {r['recipe']}", r) for _, r in sorted(best.items(), key=lambda item: -item[1]["bits_per_weight"])
+    ]
+    (ROOT / "docs" / "LEADERBOARD.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    picture(ours, rivals)
+
+
+def _line(name: str, row: Row) -> str:
+    error = row.get("kl_se", {})
+    cells = [f"{row['kl'][t]:.1f}" + (f" ± {error[t]:.1f}" if t in error else "") for t in TEXTS]
+    return f"| {name} | {row['bits_per_weight']:.3f} | {' | '.join(cells)} | {row['seconds']:.0f} |"
+
+
+def picture(ours: list[Row], rivals: list[Row]) -> None:
+    """KL on books against stored bits: every rival a mark, the best of ours a line."""
+    import matplotlib.pyplot as plt
+
+    from lowbit.report import pictures
+
+    with plt.rc_context(pictures.STYLE):
+        figure, axes = plt.subplots(figsize=(8.6, 5.0), layout="constrained")
+        for number, tool in enumerate(sorted({r["tool"] for r in rivals})):
+            points = [
+                (r["bits_per_weight"], r["kl"][TEXTS[0]]) for r in rivals if r["tool"] == tool and r["kl"][TEXTS[0]] < 4000
+            ]
+            colour = pictures.COLOURS[(number + 1) % len(pictures.COLOURS)]
+            axes.scatter(
+                [p[0] for p in points], [p[1] for p in points], s=18, alpha=0.55, label=tool, color=colour, linewidths=0
+            )
+        for family, style in (("(trellis", "-o"), ("(int", "--s")):
+            front = _front([row for row in ours if family in row["recipe"]])
+            axes.plot(
+                *zip(*front, strict=True), style, color=pictures.COLOURS[0], label=f"lowbit, {FAMILIES[family]}", markersize=5
+            )
+        axes.set(yscale="log", xlabel="stored bits per weight", ylabel="KL divergence on books, milli-nats a token")
+        axes.grid(True, axis="y")
+        axes.legend(frameon=False)
+        figure.savefig(ROOT / "docs" / "pictures" / "leaderboard.png", dpi=150)
+
+
+def _front(found: list[Row]) -> list[tuple[float, float]]:
+    """Bits and KL of the rows that nothing smaller beats, by bits."""
+    front: list[tuple[float, float]] = []
+    for row in sorted(found, key=lambda r: (r["bits_per_weight"], r["kl"][TEXTS[0]])):
+        if not front or row["kl"][TEXTS[0]] < front[-1][1]:
+            front.append((row["bits_per_weight"], row["kl"][TEXTS[0]]))
+    return front
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("action", choices=["run", "one", "page"])
+    parser.add_argument("data", nargs="?", type=Path)
+    parser.add_argument("sentences", nargs="*", default=[])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--limit", type=float, default=3600)
+    asked = parser.parse_args()
+    if asked.action == "page":
+        page()
+    elif asked.action == "one":
+        one(asked.sentences[0], asked.data, asked.device)
+    else:
+        run(asked.data, asked.device, asked.jobs, asked.limit, asked.sentences or list(SENTENCES))
+
+
+if __name__ == "__main__":
+    main()
