@@ -86,6 +86,9 @@ static void wait_for_the_kernels_before() {}
 
 // ---- bits and pairs of halves
 static float __uint_as_float(u32 v) { float f; memcpy(&f, &v, 4); return f; }
+static u32 __float_as_uint(float f) { u32 v; memcpy(&v, &f, 4); return v; }
+static void atomicMin(u64* where, u64 value) { if (value < *where) *where = value; }
+static u32 dot_bytes(u32 word, u32 sum) { return sum + (word & 255) + (word >> 8 & 255) + (word >> 16 & 255) + (word >> 24); }
 static float to_float(u16 h) {
     if (!HALF) return __uint_as_float((u32)h << 16);
     _Float16 f;

@@ -1,0 +1,71 @@
+"""viterbi.cu on the CPU (emulated/cuda_on_cpu.h) against the element's own search. Needs g++."""
+
+import ctypes
+import importlib.resources
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from lowbit import dtypes
+from lowbit.dtypes import _viterbi as law
+from lowbit.dtypes._trellis import Trellis
+from lowbit.kernels.cuda import _viterbi
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
+HERE = Path(__file__).parent / "emulated"
+ENTRY = """
+extern "C" void run_forward(int blocks, const float* x, const int* start, u8* back, int* end, int steps, const float* affine) {
+    run({blocks, 1, 1}, 1, THREADS, [=] { forward(x, start, back, end, steps, affine); });
+}
+extern "C" void run_backward(int blocks, const u8* back, const int* end, u8* codes, int* root, int steps, int at, int count) {
+    run({blocks, 1, 1}, 1, 32, [=] { backward(back, end, codes, root, steps, at, count); });
+}
+"""
+
+
+class Emulated:
+    """What `_build.kernel` gives: a function of viterbi.cu that runs here."""
+
+    def __init__(self, folder: Path, function: str, macros: dict[str, int]) -> None:
+        text = importlib.resources.files("lowbit.kernels.cuda").joinpath("viterbi.cu").read_text(encoding="utf-8")
+        text = text.replace("extern __shared__ __align__(16) u8 shared[];", "u8* shared = block_memory();")
+        defines = "".join(f"#define {name} {value}\n" for name, value in macros.items())
+        (folder / "viterbi.cpp").write_text(f'{defines}#include "{HERE}/cuda_on_cpu.h"\n{text}{ENTRY}', encoding="utf-8")
+        library = folder / f"viterbi-{macros['FRESH']}-{macros['VALUES']}.so"
+        if not library.exists():
+            command = ["g++", "-std=c++17", "-O1", "-w", "-shared", "-fPIC", "-o", str(library), str(folder / "viterbi.cpp")]
+            subprocess.run(command, check=True)
+        self._run = getattr(ctypes.CDLL(str(library)), f"run_{function}")
+
+    def launch(self, grid: tuple[int, int, int], threads: int, arguments: tuple[int, ...], shared: int = 0) -> None:
+        self._run(grid[0], *(ctypes.c_void_p(a) if isinstance(a, _viterbi.Pointer) else a for a in arguments))
+
+
+@pytest.mark.parametrize(("name", "bits", "width"), [("one value", 2, 1), ("one value", 4, 1), ("two values", 5, 2)])
+def test_viterbi_cu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, bits: int, width: int) -> None:
+    rule = _viterbi.mul1 if width == 1 else _viterbi.mul2
+    element = Trellis(name, bits, rule, width=width, length=12)
+    monkeypatch.setattr(
+        _viterbi._build, "kernel", lambda file, function, macros, device: Emulated(tmp_path, function, dict(macros))
+    )
+    x = torch.randn(3, 256 // width, width, generator=torch.Generator().manual_seed(0))
+    found, expected = _viterbi.search(x, element), law.search(x, element._code(torch.device("cpu")))
+    assert distance(element, found, x) == pytest.approx(distance(element, expected, x), rel=0.01)
+    assert (found == expected).float().mean() > 0.8
+
+
+def distance(element: Trellis, codes: Tensor, x: Tensor) -> float:
+    """Mean squared error of the values that the rings `codes` [N, T] stand for."""
+    values = element._code(torch.device("cpu")).table[element.states(codes).long()]
+    return float((values - x).square().mean())
+
+
+def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_viterbi._build, "missing", lambda: "cuda-bindings is not installed")
+    element = dtypes.get("trellis2")
+    assert isinstance(element, Trellis)
+    assert _viterbi.refusal(element, torch.device("cpu")) == "cuda-bindings is not installed"
