@@ -173,7 +173,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--limit", type=float, default=3600)
-    asked = parser.parse_args()
+    asked = parser.parse_intermixed_args()
     if asked.action == "page":
         page()
     elif asked.action == "one":
