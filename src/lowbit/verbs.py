@@ -97,19 +97,29 @@ def compare(
 
 
 def generate(
-    model: str, prompt: str, *, tokens: int = 128, temperature: float = 0.0, seed: int = 0, device: str | None = None
+    model: str,
+    prompt: str,
+    *,
+    tokens: int = 128,
+    temperature: float = 0.0,
+    seed: int = 0,
+    kv: str | None = None,
+    device: str | None = None,
 ) -> str:
-    """The continuation of `prompt`, at most `tokens` tokens; temperature 0 takes the likeliest token each time."""
+    """The continuation of `prompt`, at most `tokens` tokens; temperature 0 takes the likeliest token each time.
+
+    kv: how keys and values are held, a policy of lowbit.kvcache as "int4" (default: as floats).
+    """
     from lowbit.serving import local
 
-    return local.generate(model, prompt, tokens=tokens, temperature=temperature, seed=seed, device=device)
+    return local.generate(model, prompt, tokens=tokens, temperature=temperature, seed=seed, kv=kv, device=device)
 
 
-def chat(model: str, *, seed: int = 0, device: str | None = None) -> "Any":
+def chat(model: str, *, seed: int = 0, kv: str | None = None, device: str | None = None) -> "Any":
     """A conversation partner: `.reply(messages, tokens, temperature)` gives the answer piece by piece."""
     from lowbit.serving.local import Local
 
-    return Local(model, device, seed)
+    return Local(model, device, seed, kv)
 
 
 def inspect(model: str, *, device: str | None = None) -> dict[str, Any]:
@@ -118,7 +128,7 @@ def inspect(model: str, *, device: str | None = None) -> dict[str, Any]:
 
     from lowbit import checkpoints
     from lowbit.checkpoints.folder import Folder
-    from lowbit.kernels import dispatch
+    from lowbit.kernels import activation, dispatch
     from lowbit.layers import replacing
     from lowbit.pipeline.source import resolve
 
@@ -129,6 +139,9 @@ def inspect(model: str, *, device: str | None = None) -> dict[str, Any]:
     for name, format in stored.formats.items():
         shape = stored.quantized(name).shape
         told = dispatch.explain(format, shape, place, dtype)
+        acts, integers = stored.activations.get(name), ""
+        if acts:
+            integers = activation.kernel(format, shape, place, acts)
         bits[name] = (format.bits_per_weight(shape) * shape[0] * shape[1], shape[0] * shape[1])
         layers.append(
             {
@@ -137,7 +150,8 @@ def inspect(model: str, *, device: str | None = None) -> dict[str, Any]:
                 "bits": format.bits_per_weight(shape),
                 "bytes": round(bits[name][0] / 8),
                 "shape": list(shape),
-                "kernel": dispatch.pick(format, shape, place, dtype),
+                "kernel": integers or dispatch.pick(format, shape, place, dtype),
+                **({"activation": str(acts), "product": "real" if integers else "emulated"} if acts else {}),
                 "reasons": {k: reason for k, reason in told if reason},
             }
         )

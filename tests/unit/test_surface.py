@@ -17,10 +17,10 @@ from lowbit.core import errors
 NAMES = ["Recipe", "__version__", "chat", "compare", "evaluate", "generate", "inspect", "load", "quantize"]
 
 COMMANDS = {
-    "chat": "model tokens temperature seed device json",
+    "chat": "model tokens temperature seed kv device json",
     "compare": "original recipes out text windows calibration samples length seed device json",
     "evaluate": "model against text windows length device json",
-    "generate": "model prompt tokens temperature seed device json",
+    "generate": "model prompt tokens temperature seed kv device json",
     "inspect": "model device json",
     "list": "kind json",
     "quantize": "model recipe out dry_run calibration samples length seed device json",

@@ -2,9 +2,11 @@
 
 Contract of a file (its name is the `quant_method` it writes, "-" as "_"):
     can_hold(format: Format) -> str                     "" when this file format can say it, else the reason why not
-    tensors(module, quantized, dtype) -> dict[str, Tensor]      what is stored for one matrix under `module` (full name)
-    config(formats: dict[module, Format], ignore: list[str]) -> dict      the `quantization_config` of config.json
+    can_act(activation, format) -> str                  the same of a matrix in `format` whose inputs are rounded
+    tensors(module, quantized, dtype, activation=None) -> dict[str, Tensor]   what is stored for one matrix under `module`
+    config(formats: dict[module, Format], ignore: list[str], activations={}) -> dict  the `quantization_config` of config.json
     formats(config: dict, modules: list[str]) -> dict[module, Format]     the way back: which modules, in which format
+    activations(config: dict, modules: list[str]) -> dict[module, Activation]     and how their inputs are rounded
     quantized(module, format, get) -> Quantized         the way back for one matrix; get(name) gives a stored tensor
 `dtype` is the model's dtype. Nothing here rounds: codes and scales are stored as they are.
 `modules` are those that have a tensor `weight_<part>` beside their weight. All names here are those in the files.
@@ -15,7 +17,7 @@ import re
 from collections.abc import Iterable
 from functools import cached_property
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -25,6 +27,9 @@ from lowbit.core.errors import CheckpointError, nearest
 from lowbit.core.shelf import Shelf
 from lowbit.formats import Format, Quantized
 
+if TYPE_CHECKING:
+    from lowbit.kernels.activation import Activation
+
 __all__ = ["Folder", "Shard", "Stored", "choose", "complete", "name_of", "rename", "shelf", "write_shard", "write_text"]
 shelf = Shelf(__name__, "checkpoint format")
 STANDARD = "compressed_tensors"
@@ -32,13 +37,18 @@ OWN = "lowbit"
 PART = re.compile(r"(?P<module>.+)\.weight_[a-z_]+")
 
 
-def choose(formats: Iterable[Format], embedding: bool = False) -> ModuleType:
+def choose(
+    formats: Iterable[Format], embedding: bool = False, activations: Iterable[tuple["Activation", Format]] = ()
+) -> ModuleType:
     """The file format for a model in these formats: compressed-tensors when it can say them all, else lowbit's own.
 
-    embedding: whether one is among the matrices; engines read compressed-tensors of linears alone.
+    embedding: whether one is among the matrices; engines read compressed-tensors of linears alone. activations: of matrices
+    whose inputs are rounded, with the matrix's format.
     """
     standard = shelf.get(STANDARD)
-    return shelf.get(OWN) if embedding or any(standard.can_hold(format) for format in formats) else standard
+    held = not any(standard.can_hold(format) for format in formats)
+    held = held and not any(standard.can_act(activation, format) for activation, format in activations)
+    return standard if held and not embedding else shelf.get(OWN)
 
 
 def name_of(form: ModuleType) -> str:
@@ -89,6 +99,14 @@ class Stored:
         if self.config is None:
             return {}
         found: dict[str, Format] = self.form.formats(self.config, sorted(self._modules.values()))
+        return {new: found[old] for new, old in sorted(self._modules.items()) if old in found}
+
+    @cached_property
+    def activations(self) -> "dict[str, Activation]":
+        """How inputs are rounded, of each quantized module whose are."""
+        if self.config is None:
+            return {}
+        found: dict[str, Activation] = self.form.activations(self.config, sorted(self._modules.values()))
         return {new: found[old] for new, old in sorted(self._modules.items()) if old in found}
 
     def quantized(self, module: str) -> Quantized:

@@ -6,12 +6,16 @@ Layout    By module, beside `weight_scale`:
           float-quantized  weight e4m3 [N, K]; scales [1], [N, 1] or one per 128x128 block
           nvfp4-, mxfp4-, mxfp6-pack-quantized   weight_packed uint8 [N, K b / 8]; nvfp4: weight_global_scale fp32 [1], divisor
           mxfp8-quantized  weight e4m3; scales uint8, as all mx formats
-          int-quantized    weight int8 [N, K]: read only. vLLM takes weight-only integers in the packed form alone.
+          int-quantized    weight int8 [N, K], scales [N, 1]: written where inputs are rounded too. vLLM takes weight-only
+                           integers in the packed form alone.
+          Rounded inputs stand in `input_activations`, with dynamic scales: a token, a group of one, or all of x.
 Source    compressed-tensors 0.20 (never imported here: engines want different versions of it).
 Traps     Zero points: transformers builds their parameter unpacked and stops with a size mismatch. `dequantize` in the
           configuration avoids that (the model is loaded as floats, decoded in the scales' dtype) and is written where one
           scheme is all there is; of several, transformers would decode all by the first one: it is left out, and a stock
           load stops.
+          With `dequantize`, transformers would leave the inputs as they are: asymmetric weights are not written with rounded
+          ones. It rounds inputs in their own dtype; bfloat16 scales differ from lowbit's float32 ones by 0.4 %.
           A quantized head is targeted by name too: engines' heads are no class "Linear", and some would take its packed words
           for a float matrix (SGLang #35228).
           3, 5, 6 and 7 bits are dense since version 0.18 (before: whole codes per word); `version` says which is meant.
@@ -21,78 +25,24 @@ Traps     Zero points: transformers builds their parameter unpacked and stops wi
 """
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lowbit import formats as all_formats
+from lowbit.checkpoints._schemes import FLOATS, WIDE, Scheme, activation_of, inputs_of, scheme_of
 from lowbit.core.errors import CheckpointError, ShapeError
 from lowbit.formats import Format, Quantized
 from lowbit.kernels import packing
+from lowbit.kernels.activation import Activation
 
 VERSION = "0.18.0"
 Get = Callable[[str], Tensor]
 ROUTERS = ("re:.*\\.gate$", "re:.*shared_expert_gate$")
 """Ignored where there are experts: linears in vLLM, none in transformers."""
-
-
-@dataclass(frozen=True)
-class Scheme:
-    """How compressed-tensors says one format: its `format`, the strategy, and the group or block."""
-
-    kind: str
-    bits: int
-    type: str
-    strategy: str
-    size: int = 0
-    symmetric: bool = True
-
-    def arguments(self) -> dict[str, Any]:
-        """QuantizationArgs of the weights."""
-        told: dict[str, Any] = {"num_bits": self.bits, "type": self.type, "strategy": self.strategy}
-        told |= {"symmetric": self.symmetric, "dynamic": False}
-        told["group_size"] = self.size if "group" in self.strategy else None
-        if self.strategy == "block":
-            told["block_structure"] = [self.size, self.size]
-        if self.kind.startswith(("nvfp", "mxfp")):
-            told["scale_dtype"] = "torch.float8_e4m3fn" if self.kind.startswith("nvfp") else "torch.uint8"
-        return told
-
-    @property
-    def text(self) -> str:
-        """The format's name in lowbit."""
-        if self.kind.startswith(("nvfp", "mxfp")):
-            return self.kind.partition("-")[0]
-        places = {"tensor": "tensor", "channel": "row", "group": f"g{self.size}", "block": f"b{self.size}x{self.size}"}
-        head = "int" if self.type == "int" else "fp"
-        return f"{head}{self.bits}-{places[self.strategy]}" + ("" if self.symmetric else "-asym")
-
-
-WIDE = {"fp16", "bf16", "fp32"}
-"""Scales of foreign files that are not exact in both 16-bit types: read, and written back as they are."""
-FLOATS = {
-    ("e4m3", (0, 0), "half"): Scheme("float-quantized", 8, "float", "tensor"),
-    ("e4m3", (1, 0), "half"): Scheme("float-quantized", 8, "float", "channel"),
-    ("e4m3", (128, 128), "half"): Scheme("float-quantized", 8, "float", "block", 128),
-    ("e2m1", (1, 16), "e4m3"): Scheme("nvfp4-pack-quantized", 4, "float", "tensor_group", 16),
-    ("e2m1", (1, 32), "e8m0"): Scheme("mxfp4-pack-quantized", 4, "float", "group", 32),
-    ("e2m3", (1, 32), "e8m0"): Scheme("mxfp6-pack-quantized", 6, "float", "group", 32),
-    ("e4m3", (1, 32), "e8m0"): Scheme("mxfp8-quantized", 8, "float", "group", 32),
-}
-
-
-def scheme_of(format: Format) -> Scheme | None:
-    """The scheme that says `format`, or None."""
-    if format.sides:
-        return None
-    scale = "half" if format.scale in WIDE else format.scale
-    if re.fullmatch(r"int[2-8]", format.element) and format.group[0] == 1 and scale == "half" and format.zero != "float":
-        group = format.group[1]
-        return Scheme("pack-quantized", int(format.dtype.bits), "int", "group" if group else "channel", group, not format.zero)
-    return FLOATS.get((format.element, format.group, scale)) if not format.zero else None
 
 
 def can_hold(format: Format) -> str:
@@ -101,13 +51,25 @@ def can_hold(format: Format) -> str:
     return "" if scheme_of(format) else f"compressed-tensors has no scheme for {format}"
 
 
-def tensors(module: str, quantized: Quantized, dtype: torch.dtype) -> dict[str, Tensor]:
-    scheme = _scheme(quantized.format)
+def can_act(activation: Activation, format: Format) -> str:
+    if activation.clip != 1:
+        return f"compressed-tensors has no word for a clip of {activation.clip:g}"
+    if format.zero:
+        return f"transformers would not round the inputs of {format}"
+    told = activation.format
+    known = re.fullmatch(r"int[2-8]", told.element) or (told.element == "e4m3" and not told.group[1])
+    return "" if known else f"compressed-tensors has no scheme for inputs in {activation}"
+
+
+def tensors(module: str, quantized: Quantized, dtype: torch.dtype, activation: Activation | None = None) -> dict[str, Tensor]:
+    scheme = _scheme(quantized.format, activation)
     stored, scale = packing.pack(quantized), quantized.parts["scale"]
     if scheme.kind == "pack-quantized":
         found = {"weight_packed": stored[""], "weight_shape": torch.tensor(quantized.shape)}
         if not scheme.symmetric:
             found["weight_zero_point"] = stored["zero"]
+    elif scheme.kind == "int-quantized":
+        found = {"weight": (quantized.codes ^ 128).view(torch.int8)}
     elif scheme.bits == 8:
         found = {"weight": quantized.codes.view(torch.float8_e4m3fn)}
     else:
@@ -126,11 +88,14 @@ def _bytes(quantized: Quantized, packed: Tensor) -> Tensor:
     return packed.view(torch.uint8)[:, :count]
 
 
-def config(formats: dict[str, Format], ignore: list[str]) -> dict[str, Any]:
-    groups: dict[Scheme, list[str]] = {}
+def config(
+    formats: dict[str, Format], ignore: list[str], activations: Mapping[str, Activation] = MappingProxyType({})
+) -> dict[str, Any]:
+    groups: dict[tuple[Scheme, Activation | None], list[str]] = {}
     for module, format in formats.items():
-        groups.setdefault(_scheme(format), []).append(module)
-    kinds = sorted({scheme.kind for scheme in groups})
+        activation = activations.get(module)
+        groups.setdefault((_scheme(format, activation), activation), []).append(module)
+    kinds = sorted({scheme.kind for scheme, _ in groups})
     left_out = [*ignore, *(["lm_head"] if "lm_head" not in {*formats, *ignore} else [])]
     if any(".experts." in module for module in formats):
         left_out += ROUTERS
@@ -140,25 +105,38 @@ def config(formats: dict[str, Format], ignore: list[str]) -> dict[str, Any]:
         "quantization_status": "compressed", "ignore": left_out, "kv_cache_scheme": None,
         "config_groups": {
             f"group_{i}": {"targets": ["Linear", *outside] if len(groups) == 1 else modules, "weights": scheme.arguments(),
-                           "input_activations": None, "output_activations": None, "format": scheme.kind}
-            for i, (scheme, modules) in enumerate(groups.items())
+                           "input_activations": inputs_of(activation), "output_activations": None, "format": scheme.kind}
+            for i, ((scheme, activation), modules) in enumerate(groups.items())
         },
     }  # fmt: skip
-    if len(groups) == 1 and not next(iter(groups)).symmetric:
+    if len(groups) == 1 and not next(iter(groups))[0].symmetric:
         told["dequantize"] = True
     return told
 
 
 def formats(config: dict[str, Any], modules: list[str]) -> dict[str, Format]:
     found: dict[str, Format] = {}
+    activations(config, modules)  # what cannot be run is refused before any tensor is read
     for group in config["config_groups"].values():
-        if group.get("input_activations"):
-            raise CheckpointError("compressed-tensors: the checkpoint quantizes activations too. Use one of weights only.")
         format = all_formats.parse(_read(group, config.get("format", "")).text)
-        for module in modules:
-            if _matches(module, group["targets"]) and not _matches(module, config.get("ignore") or []):
-                found.setdefault(module, format)
+        for module in _meant(config, group, modules):
+            found.setdefault(module, format)
     return found
+
+
+def activations(config: dict[str, Any], modules: list[str]) -> dict[str, Activation]:
+    found: dict[str, Activation | None] = {}
+    for group in config["config_groups"].values():
+        activation = activation_of(group.get("input_activations"))
+        for module in _meant(config, group, modules):
+            found.setdefault(module, activation)
+    return {module: activation for module, activation in found.items() if activation}
+
+
+def _meant(config: dict[str, Any], group: dict[str, Any], modules: list[str]) -> list[str]:
+    """The modules of one config group."""
+    ignore = config.get("ignore") or []
+    return [module for module in modules if _matches(module, group["targets"]) and not _matches(module, ignore)]
 
 
 def _read(group: dict[str, Any], kind: str) -> Scheme:
@@ -229,8 +207,8 @@ def _integers(module: str, format: Format, get: Get, parts: dict[str, Tensor]) -
     return Quantized(format, packing.codes(format, packed, (rows, columns)), parts, (rows, columns))
 
 
-def _scheme(format: Format) -> Scheme:
-    found = scheme_of(format)
+def _scheme(format: Format, activation: Activation | None = None) -> Scheme:
+    found = scheme_of(format, activation)
     if found is None:
         raise CheckpointError(f"{can_hold(format)}. Use the checkpoint format lowbit.")
     return found

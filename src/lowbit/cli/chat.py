@@ -2,6 +2,9 @@
 
 import sys
 from collections.abc import Iterator
+from typing import Annotated
+
+import typer
 
 from lowbit.cli import _options as options
 from lowbit.cli._output import Output, verbs
@@ -12,6 +15,10 @@ def command(
     tokens: options.Tokens = 512,
     temperature: options.Temperature = 0.7,
     seed: options.Seed = 0,
+    kv: Annotated[
+        str | None,
+        typer.Option(help="Hold keys and values packed: int8, int4, kivi2 ...", metavar="POLICY", show_default=False),
+    ] = None,
     device: options.Device = None,
     json: options.Json = False,
 ) -> None:
@@ -22,7 +29,7 @@ def command(
     echo "What is a monad?" | lowbit chat small --json
     """
     with Output(json) as output:
-        partner = verbs().chat(model, seed=seed, device=device)
+        partner = verbs().chat(model, seed=seed, kv=kv, device=device)
         messages: list[dict[str, str]] = []
         for line in _turns():
             messages.append({"role": "user", "content": line})

@@ -14,6 +14,10 @@ def command(
     tokens: options.Tokens = 128,
     temperature: options.Temperature = 0.0,
     seed: options.Seed = 0,
+    kv: Annotated[
+        str | None,
+        typer.Option(help="Hold keys and values packed: int8, int4, kivi2 ...", metavar="POLICY", show_default=False),
+    ] = None,
     device: options.Device = None,
     json: options.Json = False,
 ) -> None:
@@ -21,8 +25,9 @@ def command(
 
     \b
     lowbit generate small "Once upon a time" --tokens 64 --temperature 0.8
+    lowbit generate small "Once upon a time" --kv int4
     """
     with Output(json) as output:
-        text = verbs().generate(model, prompt, tokens=tokens, temperature=temperature, seed=seed, device=device)
+        text = verbs().generate(model, prompt, tokens=tokens, temperature=temperature, seed=seed, kv=kv, device=device)
         output.object({"model": model, "prompt": prompt, "text": text})
         output.say(prompt + text)

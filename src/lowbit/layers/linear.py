@@ -3,20 +3,23 @@
 Idea      The layer is in one of two states. Stored: buffers `weight` (packed codes) and `weight_<part>`, exactly what a file of
           quant_method "lowbit" holds; it runs on the reference. Prepared: the buffers that the best kernel for its device and
           dtype wants, in their place; the stored ones are dropped and come back, bit by bit, for saving, moving or decoding.
+          With an `activation` x is rounded first: by the integer kernel where there is one for both, else x is a float again.
 Traps     A move (`.to`, `.half`, `.cuda`) never casts codes, scales or zeros: it goes through the stored state and prepares
           again for the new place. `memory_bytes` is what is stored (the size that was promised); `resident_bytes` what the
           kernel keeps now: equal for the reference, 0.13 bits a weight more for int4-g128 on CPUs, where narrower codes are
           widened too.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from lowbit.formats import Format, Quantized
+from lowbit.kernels import activation as acting
 from lowbit.kernels import dispatch, packing
+from lowbit.kernels.activation import Activation
 from lowbit.kernels.packing import Stored
 
 
@@ -24,7 +27,7 @@ class QuantizedLinear(nn.Module):
     """y = x @ decode(W).T + bias.
 
     format: of W. shape: (out, in). stored: the tensors of lowbit.kernels.packing, or empty ones on "meta". dtype: what x will
-    be in; kernels are picked for it, though any float x runs.
+    be in; kernels are picked for it, though any float x runs. activation: how x is rounded; set it before `prepare`.
     """
 
     def __init__(
@@ -34,8 +37,10 @@ class QuantizedLinear(nn.Module):
         stored: Stored,
         bias: Tensor | None = None,
         dtype: torch.dtype = torch.float32,
+        activation: Activation | None = None,
     ) -> None:
         super().__init__()
+        self.activation = activation
         self.format = format
         self.out_features, self.in_features = shape
         self.dtype = dtype
@@ -80,7 +85,7 @@ class QuantizedLinear(nn.Module):
             return self
         stored = self.stored()
         device = packing.device_of(stored)
-        name = dispatch.pick(self.format, self.shape, device, self.dtype)
+        name = self._integers(device) or dispatch.pick(self.format, self.shape, device, self.dtype)
         if device.type == "meta" or name == dispatch.REFERENCE:
             return self
         packed, parts = packing.split(self.format, stored, self.shape)
@@ -100,12 +105,21 @@ class QuantizedLinear(nn.Module):
         return self
 
     def forward(self, x: Tensor) -> Tensor:
-        y = dispatch.linear(x, self._prepared(), self.kernel, self.format, self.shape)
+        if self.activation is not None and self.kernel == acting.INT8 and not x.requires_grad:
+            y = acting.product(x, self._prepared(), self.activation)
+        else:
+            x = x if self.activation is None else acting.fake(x, self.activation)
+            y = dispatch.linear(x, self._prepared(), self.kernel, self.format, self.shape)
         return y if self.bias is None else y + self.bias
+
+    def _integers(self, device: torch.device) -> str:
+        """The kernel that multiplies codes of x and W, or ""."""
+        return acting.kernel(self.format, self.shape, device, self.activation) if self.activation else ""
 
     def extra_repr(self) -> str:
         sizes = f"in={self.in_features}, out={self.out_features}, bias={self.bias is not None}"
-        return f"{sizes}, {self.format}, kernel={self.kernel}"
+        inputs = f", inputs={self.activation}" if self.activation else ""
+        return f"{sizes}, {self.format}{inputs}, kernel={self.kernel}"
 
     def _prepared(self) -> dict[str, Tensor]:
         """What the kernel takes; the reference takes the stored tensors."""
@@ -153,6 +167,14 @@ def _moved(tensor: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
     """fn(tensor) without a change of dtype."""
     moved = fn(tensor)
     return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+
+def declare(model: nn.Module, activations: Mapping[str, Activation]) -> None:
+    """Tell the quantized layers of a model how they round their inputs, by name."""
+    for name, activation in activations.items():
+        layer = model.get_submodule(name)
+        if isinstance(layer, QuantizedLinear):
+            layer.activation = activation
 
 
 def prepare(model: nn.Module) -> nn.Module:

@@ -71,6 +71,8 @@ class LowbitQuantizer(HfQuantizer):
             replacing.open_experts(model)
         for module, format in formats.items():
             _swap(model, module, self.renames, format, entries)
+        told = own.activations(self.quantization_config.to_dict(), modules)
+        linears.declare(model, {_place(model, module, self.renames): activation for module, activation in told.items()})
 
     def update_weight_conversions(self, weight_conversions: list[Any], *model: Any) -> list[Any]:
         """Experts that are apart stay so: without the conversions that would fuse them, with the new names of their parts.
@@ -92,7 +94,8 @@ class LowbitQuantizer(HfQuantizer):
         packed = {name: m for name, m in model.named_modules() if isinstance(m, QuantizedLinear | QuantizedEmbedding)}
         state = {self.originals.get(name, name): t for name, t in state.items() if replacing.module_of(name) not in packed}
         for name, module in packed.items():
-            state |= self.form.tensors(self.originals.get(name, name), module.quantized(), module.dtype)
+            told = self.originals.get(name, name), module.quantized(), module.dtype
+            state |= self.form.tensors(*told, activation=getattr(module, "activation", None))
         return state, {}
 
     def is_serializable(self) -> bool:
@@ -112,10 +115,15 @@ def _fuses(conversion: Any) -> bool:
     return isinstance(conversion, WeightConverter) and any("experts" in pattern for pattern in conversion.target_patterns)
 
 
-def _swap(model: Any, module: str, renames: Iterable[tuple[str, str]], format: Format, entries: dict[str, Entry]) -> None:
-    """Put a packed module with empty buffers in the place of `module`; a model without its head has shorter names."""
+def _place(model: Any, module: str, renames: Iterable[tuple[str, str]]) -> str:
+    """What the model calls a module of the files; a model without its head has shorter names."""
     name = checkpoints.rename(f"{module}.weight", renames).removesuffix(".weight")
-    name = name if name in dict(model.named_modules()) else name.removeprefix(f"{model.base_model_prefix}.")
+    return name if name in dict(model.named_modules()) else name.removeprefix(f"{model.base_model_prefix}.")
+
+
+def _swap(model: Any, module: str, renames: Iterable[tuple[str, str]], format: Format, entries: dict[str, Entry]) -> None:
+    """Put a packed module with empty buffers in the place of `module`."""
+    name = _place(model, module, renames)
     own_entries = {n.removeprefix(f"{module}."): e for n, e in entries.items() if replacing.module_of(n) == module}
     parts = {n.removeprefix("weight").removeprefix("_"): e for n, e in sorted(own_entries.items())}
     stored = {part: torch.empty(e.shape, dtype=e.dtype, device="meta") for part, e in parts.items()}

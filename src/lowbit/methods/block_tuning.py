@@ -32,21 +32,21 @@ class Scales:
         self.start = start
         self._grid = start.grid
         self._inner = self._grid.inner(start.codes)
-        self._factor = Trained(torch.ones_like(self._grid.scale), rate, 0.5, 2.0)
+        self.factor = Trained(torch.ones_like(self._grid.scale), rate, 0.5, 2.0)
         names = [part for side in start.format.sides for part in getattr(sides.get(side), "trained", ())]
         self._around = {name: Trained(start.parts[name], rate * float(start.parts[name].float().std() or 1)) for name in names}
-        self.trained = [self._factor, *self._around.values()]
+        self.trained = [self.factor, *self._around.values()]
 
     def _parts(self) -> Parts:
         """The parts as they are now, as they can be stored."""
         start, rule = self.start, shelf.get(self.start.format.rule)
         around = {name: t.value.detach().to(start.parts[name].dtype) for name, t in self._around.items()}
-        return {**rule.rescale(start.format, start.parts, self._grid.scale * self._factor.value.detach()), **around}
+        return {**rule.rescale(start.format, start.parts, self._grid.scale * self.factor.value.detach()), **around}
 
     def value(self) -> Tensor:
         parts = self._parts()
         stored = Grid(self.start.format, parts, self.start.shape).inner(self.start.codes)
-        values = through(self._inner * self._grid.spread(self._factor.value), stored)
+        values = through(self._inner * self._grid.spread(self.factor.value), stored)
         parts |= {name: through(t.value, parts[name].float()) for name, t in self._around.items()}
         for name in self.start.format.sides:
             values = sides.get(name).decode(values, parts)

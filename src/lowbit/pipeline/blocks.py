@@ -2,8 +2,9 @@
 
 Idea      Transforms first, each on statistics of the block as the one before left it. Then the stages in running order: the
           inputs that reach a stage through everything quantized before it are summarised (once per shared input), its
-          matrices are rounded, the forward goes on with the rounded weights. Tuners come last, each on the whole block, between
-          the stream that enters it and what the full-precision model has after it.
+          matrices are rounded, the forward goes on with the rounded weights. Where a linear rounds its inputs (act), solvers,
+          tuners and the stream meet the rounded ones, transforms and the full-precision stream do not. Tuners come last, each
+          on the whole block, between the stream that enters it and what the full-precision model has after it.
 Traps     What stays in floats (norms, biases) is rounded to the stored dtype before anything is measured on it: the stream must
           be the one that the written file gives. An expert that saw no token has empty statistics; its solver must say so.
 """
@@ -22,7 +23,7 @@ from lowbit.architectures import Architecture, _discover
 from lowbit.core.errors import CheckpointError
 from lowbit.formats import Quantized
 from lowbit.methods import Block, name_of
-from lowbit.pipeline import tuned
+from lowbit.pipeline import activations, tuned
 from lowbit.pipeline.progress import Progress
 from lowbit.pipeline.stream import Paused, first
 from lowbit.recipe.plan import Target
@@ -101,6 +102,7 @@ def run(job: Job) -> Done:
             _solve(job, names, {names[0]: Stats()}, done)
         return done
     original = copy.deepcopy(job.module) if job.references is not None else None
+    activations.attach(job.module, {name: target.activation for name, target in job.targets.items() if target.activation})
     tuners = _methods(job, "tune")
     with Paused(job.module, lambda h: first(job.module(h, **job.kwargs)), stages, job.batches) as runs:
         shadow = None

@@ -14,7 +14,7 @@ from lowbit import checkpoints
 from lowbit.checkpoints.folder import Folder
 from lowbit.core.errors import CheckpointError
 from lowbit.layers.loading import skeleton
-from lowbit.pipeline import blocks
+from lowbit.pipeline import activations, blocks
 from lowbit.pipeline.outer import Get, Outer
 from lowbit.pipeline.progress import Progress
 from lowbit.pipeline.source import Source
@@ -60,8 +60,9 @@ def measure(source: Source, folder: Folder, tokens: Tensor, device: torch.device
     gets = [decoded(stored), source.stored.tensor]
     progress.start("check", len(source.blocks))
     for index in range(len(source.blocks)):
-        for stream, get in zip(streams, gets, strict=True):
+        for stream, get, acts in zip(streams, gets, (stored.activations, {}), strict=True):
             module = block(source, get, index, device)
+            activations.attach(module, activations.inside(acts, source.prefix(index)))
             for i, hidden in enumerate(stream):
                 stream[i] = first(module(hidden, **kwargs[index]))
             del module  # before the next is loaded: one block in memory

@@ -21,13 +21,13 @@ from lowbit.checkpoints.folder import Folder
 from lowbit.core.device import available_memory, peak_memory, return_freed_memory, throughput
 from lowbit.core.errors import CapacityError, CheckpointError, RequestError
 from lowbit.layers.loading import load
-from lowbit.pipeline import admission, blocks, closing, ends, journal, text
+from lowbit.pipeline import admission, blocks, budgeted, closing, ends, journal, text
 from lowbit.pipeline.progress import Progress
 from lowbit.pipeline.request import Request, Result
 from lowbit.pipeline.source import Source, tokenizer_of
 from lowbit.pipeline.stream import first
 from lowbit.pipeline.writer import Writer
-from lowbit.recipe import Recipe
+from lowbit.recipe import Recipe, allotment
 from lowbit.recipe.plan import Plan
 from lowbit.statistics import Stats
 
@@ -41,7 +41,13 @@ Card = Callable[[dict[str, Any]], str]
 @torch.no_grad()
 def run(request: Request, progress: Progress, card: Card) -> Result:
     """Carry out a request. card: makes the model card of the result (plain data)."""
-    return Run(request, progress, card).run()
+
+    def plain(request: Request) -> Result:
+        return Run(request, progress, card).run()
+
+    recipe = Recipe.of(request.recipe)
+    allocator = allotment.declared(recipe)
+    return budgeted.run(request, recipe, allocator, plain, progress) if allocator else plain(request)
 
 
 class Run:
@@ -61,7 +67,7 @@ class Run:
         self.samples = request.samples or text.SAMPLES
         self.out = Path(request.out or f"{Path(request.model).name}-{self.plan.label()}")
         self.work = self.out.with_name(self.out.name + ".partial")
-        self.writer = Writer(self.work, self.source, self.plan.formats)
+        self.writer = Writer(self.work, self.source, self.plan.formats, self.plan.activations)
         self.compute = torch.float32 if self.device.type == "cpu" else self.source.dtype
         if self.length > self.source.context:
             raise RequestError(

@@ -8,6 +8,7 @@ Traps     Files keep the names of the original (Mixtral's w1, w2, w3), since eng
 """
 
 import json
+import types
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 from lowbit import checkpoints
 from lowbit.core.errors import CheckpointError
 from lowbit.formats import Format, Quantized
+from lowbit.kernels.activation import Activation
+from lowbit.pipeline import activations as acting
 from lowbit.pipeline import blocks
 from lowbit.pipeline.source import Source
 
@@ -26,14 +29,22 @@ SMALL = 200 << 20
 
 
 class Writer:
-    """The files of one run in `work`. formats: of every quantized matrix by full name."""
+    """The files of one run in `work`. formats: of every quantized matrix by full name. activations: of rounded inputs."""
 
-    def __init__(self, work: Path, source: Source, formats: Mapping[str, Format]) -> None:
+    def __init__(
+        self,
+        work: Path,
+        source: Source,
+        formats: Mapping[str, Format],
+        activations: Mapping[str, Activation] = types.MappingProxyType({}),
+    ) -> None:
         self.work = work
         self.source = source
         self.formats = formats
+        self.activations = activations
         self.ends = [name for name in (source.embed, source.head) if name in formats]
-        self.form = checkpoints.choose(formats.values(), embedding=source.embed in formats)
+        acts = [(activation, formats[name]) for name, activation in activations.items()]
+        self.form = checkpoints.choose(formats.values(), embedding=source.embed in formats, activations=acts)
         self.joined = work / "model.safetensors"
 
     @property
@@ -88,7 +99,8 @@ class Writer:
         """Write a shard, read its matrices (by full name) back and compare them."""
         tensors = dict(floats)
         for name, quantized in matrices.items():
-            tensors |= self.form.tensors(self.source.stored.original(name), quantized, self.source.dtype)
+            told = self.source.stored.original(name), quantized, self.source.dtype
+            tensors |= self.form.tensors(*told, activation=self.activations.get(name))
         checkpoints.write_shard(self.shard(step), tensors)
         with checkpoints.Shard(self.shard(step)) as shard:
             for name, quantized in matrices.items():
@@ -117,7 +129,9 @@ class Writer:
                     return self._read(shard, module).decode()
                 return shard.tensor(self.source.stored.originals[name])
 
-            return blocks.load(self.source.blocks[index], self.source.prefix(index), get, device, dtype)
+            prefix = self.source.prefix(index)
+            module = blocks.load(self.source.blocks[index], prefix, get, device, dtype)
+            return acting.attach(module, acting.inside(self.activations, prefix))
 
     def end(self, name: str) -> Quantized:
         """A finished embedding or head as it is on the disk."""
@@ -143,7 +157,8 @@ class Writer:
         formats = {stored.original(name): format for name, format in self.formats.items()}
         linears = [name for name, module in self.source.skeleton.named_modules() if isinstance(module, nn.Linear)]
         ignore = [stored.original(name) for name in linears if name not in self.formats]
-        checkpoints.complete(self.work, self.source.folder, self.form.config(formats, ignore))
+        activations = {stored.original(name): activation for name, activation in self.activations.items()}
+        checkpoints.complete(self.work, self.source.folder, self.form.config(formats, ignore, activations))
         if self.ends and self.source.tied:
             self._untie()
 

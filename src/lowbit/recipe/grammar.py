@@ -171,9 +171,9 @@ def _check(recipe: Recipe) -> None:
 
 
 def _check_solver(recipe: Recipe, method: Link, selector: str, earlier: list[tuple[Link, str]]) -> None:
-    """A solver has a format, and no earlier one rounds the very layers that it covers."""
+    """A solver has a format, or a budget gives it one, and no earlier one rounds the very layers that it covers."""
     step = step_text(method, selector)
-    if not getattr(method, "format", ""):
+    if not getattr(method, "format", "") and not any(hasattr(other, "family") for other, _ in recipe.steps):
         example = f"{name_of(method)}(int4-g128)"
         raise RecipeError(f"{step}: no format to round to. Write {example}; 'lowbit list formats' shows all.")
     for rival, covered in earlier:

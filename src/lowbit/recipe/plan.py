@@ -8,34 +8,22 @@ Idea      The last solver that covers a linear rounds it, so a narrower later se
           Embeddings and the head are covered only by name: @head, @embed or a glob.
 """
 
-import fnmatch
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 from lowbit import formats, methods, statistics
 from lowbit.core.chain import Link
 from lowbit.core.errors import RecipeError, ShapeError
 from lowbit.formats import Format
+from lowbit.kernels.activation import Activation
 from lowbit.methods import Solver, Transform, Tuner, name_of, verb
 from lowbit.recipe import outlook
-from lowbit.recipe.grammar import Recipe, layers, step_text
+from lowbit.recipe.grammar import Recipe, step_text
+from lowbit.recipe.selection import OUTSIDE, Linear, covers, inventory
 
-OUTSIDE = {"head", "embed"}
-
-
-class Linear(Protocol):
-    """A linear as the plan sees it. role: attn, mlp, experts, head or embed; layer: number of its block."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def shape(self) -> tuple[int, int]: ...
-    @property
-    def role(self) -> str: ...
-    @property
-    def layer(self) -> int: ...
+__all__ = ["OUTSIDE", "Linear", "Plan", "Target", "covers"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +38,8 @@ class Target:
     format: Format
     transforms: tuple[Transform, ...] = ()
     tuners: tuple[Tuner, ...] = ()
+    activation: Activation | None = None
+    """How its inputs are rounded; None: not at all."""
 
     @property
     def weights(self) -> int:
@@ -74,6 +64,7 @@ class Target:
             "format": str(self.format),
             "bits": self.bits,
             "bytes": self.bytes,
+            **({"activation": str(self.activation)} if self.activation else {}),
         }
 
 
@@ -95,6 +86,7 @@ class Plan:
             target = _target(recipe, linear)
             if target is not None:
                 targets[linear.name] = target
+        _check_activations(recipe, linears, targets)
         return cls(recipe, targets)
 
     @property
@@ -106,6 +98,11 @@ class Plan:
     def formats(self) -> dict[str, Format]:
         """The format of every target by full name."""
         return {name: target.format for name, target in self.targets.items()}
+
+    @cached_property
+    def activations(self) -> dict[str, Activation]:
+        """How inputs are rounded, by the full name of each target whose are."""
+        return {name: target.activation for name, target in self.targets.items() if target.activation}
 
     @property
     def weights(self) -> int:
@@ -167,16 +164,6 @@ class Plan:
         }
 
 
-def covers(selector: str, linear: Linear) -> bool:
-    """Whether a step limited to `selector` applies to a linear."""
-    span = layers(selector)
-    if span:
-        return span[0] <= linear.layer <= span[1] and linear.role not in OUTSIDE
-    if not selector:
-        return linear.role not in OUTSIDE
-    return linear.role == selector or fnmatch.fnmatchcase(linear.name, selector)
-
-
 def _target(recipe: Recipe, linear: Linear) -> Target | None:
     """What becomes of one linear; None when the recipe leaves it."""
     found = [method for method, selector in recipe.steps if covers(selector, linear)]
@@ -196,7 +183,21 @@ def _target(recipe: Recipe, linear: Linear) -> Target | None:
         raise ShapeError(f"{step_text(solver)} cannot take {linear.name} [{out}, {inputs}]: {reason}") from error
     for tuner in tuners:
         _check_tuner(tuner, linear, format)
-    return Target(linear.name, linear.shape, linear.role, linear.layer, solver, format, transforms, tuple(tuners))  # type: ignore[arg-type]
+    activation = _activation(found, linear)
+    return Target(linear.name, linear.shape, linear.role, linear.layer, solver, format, transforms, tuple(tuners), activation)  # type: ignore[arg-type]
+
+
+def _activation(found: Sequence[Any], linear: Linear) -> Activation | None:
+    """How the inputs of a linear are rounded: as the last declaration that covers it says. Raises RecipeError, ShapeError."""
+    declared = [method for method in found if hasattr(method, "activation")]
+    if not declared:
+        return None
+    activation: Activation = declared[-1].activation()
+    if linear.role in OUTSIDE:
+        fact = f"{linear.name} is in no decoder block, and only linears of blocks round their inputs"
+        raise RecipeError(f"{step_text(declared[-1])}: {fact}. Narrow the selector.")
+    activation.fits(linear.shape[1])
+    return activation
 
 
 def _rounding(method: Any) -> Link:
@@ -226,7 +227,7 @@ def _check_cover(recipe: Recipe, linears: Sequence[Linear]) -> None:
         step = step_text(method, selector)
         found = {linear.name for linear in linears if covers(selector, linear)}
         if not found:
-            raise RecipeError(f"{step}: this selects none of the model's {len(linears)} linears. It has {_inventory(linears)}.")
+            raise RecipeError(f"{step}: this selects none of the model's {len(linears)} linears. It has {inventory(linears)}.")
         if verb(method) == "tune":
             tuned = step
         elif tuned and verb(method):
@@ -239,10 +240,9 @@ def _check_cover(recipe: Recipe, linears: Sequence[Linear]) -> None:
             solved.append((step, found))
 
 
-def _inventory(linears: Sequence[Linear]) -> str:
-    """What a selector may name in this model."""
-    roles = dict.fromkeys(linear.role for linear in linears)
-    last = max((linear.layer for linear in linears if linear.role not in OUTSIDE), default=0)
-    globs = dict.fromkeys("".join(name.rpartition(".")[1:]) for name in (linear.name for linear in linears))
-    globs = dict.fromkeys(f"*{glob}" if glob.startswith(".") else glob for glob in globs)
-    return f"{', '.join(roles)}, layers.0-{last}, and by glob {', '.join(globs)}"
+def _check_activations(recipe: Recipe, linears: Sequence[Linear], targets: dict[str, Target]) -> None:
+    """Whoever declares how inputs are rounded finds a linear that a solver rounds."""
+    for method, selector in recipe.steps:
+        if hasattr(method, "activation") and not any(covers(selector, t) and t.name in targets for t in linears):
+            step = step_text(method, selector)
+            raise RecipeError(f"{step}: no solver rounds a layer that it covers. Add one: {step} + gptq(int8-row).")

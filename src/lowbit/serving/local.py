@@ -1,6 +1,7 @@
 """local - one prompt or one conversation with a model on this machine, token by token.
 
 Idea      transformers' own `generate` over lowbit's packed layers; text is handed out as soon as it is whole characters.
+          kv: a policy of lowbit.kvcache; each call of `stream` or `reply` starts an empty cache.
 """
 
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 
+from lowbit import kvcache
 from lowbit.core.errors import RequestError
 from lowbit.layers.loading import load
 from lowbit.pipeline.source import resolve, tokenizer_of
@@ -17,10 +19,12 @@ from lowbit.pipeline.source import resolve, tokenizer_of
 class Local:
     """A loaded model that writes.
 
-    temperature: 0 = always the likeliest token. Raises CheckpointError when there is no such model.
+    temperature: 0 = always the likeliest token. kv: how keys and values are held (None: as floats).
+    Raises CheckpointError when there is no such model, RequestError when there is no such policy.
     """
 
-    def __init__(self, model: str, device: str | None = None, seed: int = 0) -> None:
+    def __init__(self, model: str, device: str | None = None, seed: int = 0, kv: str | None = None) -> None:
+        self.policy = kvcache.parse(kv) if kv else None
         folder = resolve(model)
         self.tokenizer = tokenizer_of(folder)
         self.model = load(str(folder), device=device).eval()
@@ -49,6 +53,7 @@ class Local:
             raise RequestError(f"{asked}: the model's context holds {self.context}. Ask for fewer --tokens.")
         ids = ids.to(self.model.device)
         streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        cache = kvcache.arguments(self.policy, self.model) if self.policy else {}
         sampling: dict[str, Any] = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
 
         def work() -> None:
@@ -60,6 +65,7 @@ class Local:
                     streamer=streamer,
                     pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id,
                     **sampling,
+                    **cache,
                 )
 
         with ThreadPoolExecutor(1) as pool:
@@ -70,7 +76,14 @@ class Local:
 
 
 def generate(
-    model: str, prompt: str, *, tokens: int = 128, temperature: float = 0.0, seed: int = 0, device: str | None = None
+    model: str,
+    prompt: str,
+    *,
+    tokens: int = 128,
+    temperature: float = 0.0,
+    seed: int = 0,
+    kv: str | None = None,
+    device: str | None = None,
 ) -> str:
     """The continuation of `prompt`."""
-    return "".join(Local(model, device, seed).stream(prompt, tokens, temperature))
+    return "".join(Local(model, device, seed, kv).stream(prompt, tokens, temperature))

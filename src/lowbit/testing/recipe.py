@@ -26,8 +26,10 @@ def settings(name: str) -> dict[str, Any]:
             found[field.name] = next(choice for choice in get_args(kind) if choice != default)
         elif kind is bool:
             found[field.name] = not default
-        elif kind in {int, float}:
-            found[field.name] = kind((default or 0) + 1)
+        elif kind is int:
+            found[field.name] = (default or 0) + 1
+        elif kind is float:
+            found[field.name] = (default or 1.0) / 2
     return found
 
 

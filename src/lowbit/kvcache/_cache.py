@@ -1,0 +1,104 @@
+"""_cache - transformers' cache with packed layers: generate, beams, assisted decoding and left padding work as ever.
+
+Idea      A layer answers an update with what it held, decoded, and the new tokens as they came: a prompt is attended to
+          unrounded, and each later token sees the past as it is held. Layers that attend to everything are packed; a sliding
+          or a linear layer holds a bounded state and stays transformers' own.
+Traps     `crop` takes the tokens to remove as a negative number. `early_initialization` passes tensors without tokens.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+
+from lowbit.core.errors import RequestError
+from lowbit.kvcache._policy import Policy
+from lowbit.kvcache._store import Store
+
+
+class PackedLayer(DynamicLayer):  # type: ignore[misc]
+    """The keys and values of one decoder layer."""
+
+    def __init__(self, policy: Policy) -> None:
+        super().__init__()
+        self.policy = policy
+        self.stores: tuple[Store, ...] = ()
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Make the empty stores. Raises ShapeError where the policy does not fit the heads."""
+        self.device = key_states.device
+        halves = ((self.policy.keys, key_states), (self.policy.values, value_states))
+        for half, states in halves:
+            half.check(self.policy.text, states.shape[-1])
+        self.stores = tuple(Store(half, self.policy.sinks, self.policy.recent, states) for half, states in halves)
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Take new states [batch, heads, new, width]; gives those of all tokens, the past decoded."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        keys, values = (torch.cat([s.read(), x], 2) for s, x in zip(self.stores, (key_states, value_states), strict=True))
+        for store, states in zip(self.stores, (key_states, value_states), strict=True):
+            store.append(states)
+        return keys, values
+
+    def get_seq_length(self) -> int:
+        return len(self.stores[0]) if self.stores else 0
+
+    def reset(self) -> None:
+        self.stores, self.is_initialized = (), False
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Remove the last tokens; their number is given as a negative one. Raises RequestError."""
+        if tokens_to_remove > 0:
+            raise RequestError(
+                f"crop({tokens_to_remove}): the number of tokens to remove is negative. Use -{tokens_to_remove}."
+            )
+        length = max(self.get_seq_length() + tokens_to_remove, 0)
+        for store in self.stores if tokens_to_remove else ():
+            store.crop(length)
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        self.batch_select_indices(beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        for store in self.stores:
+            store.batch(lambda held: held.repeat_interleave(repeats, 0))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        for store in self.stores:
+            store.batch(lambda held: held[indices.to(held.device)])
+
+    def offload(self) -> None:
+        for store in self.stores:
+            store.to("cpu")
+
+    def prefetch(self) -> None:
+        for store in self.stores:
+            store.to(self.device)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes that are really held."""
+        return sum(store.bytes for store in self.stores)
+
+
+class PackedCache(Cache):  # type: ignore[misc]
+    """A cache for one model whose full-attention layers are packed by a policy. config: the model's.
+
+    Raises RequestError when the model has no such layer.
+    """
+
+    def __init__(self, policy: Policy, config: Any) -> None:
+        plain = DynamicCache(config=config).layers
+        layers = [PackedLayer(policy) if type(layer) is DynamicLayer else layer for layer in plain]
+        if not any(isinstance(layer, PackedLayer) for layer in layers):
+            raise RequestError(f"{policy}: no layer of {config.model_type} attends to all tokens. Leave the KV policy out.")
+        super().__init__(layers=layers)
+        self.policy = policy
+
+    @property
+    def bytes(self) -> int:
+        """Bytes that the packed layers hold."""
+        return sum(layer.bytes for layer in self.layers if isinstance(layer, PackedLayer))
