@@ -242,7 +242,7 @@ def test_experts_announce_rounded_inputs() -> None:
 def test_what_cannot_be_run_is_refused() -> None:
     form = checkpoints.shelf.get("compressed_tensors")
     static = {"num_bits": 8, "type": "int", "strategy": "tensor", "symmetric": True, "dynamic": False}
-    with pytest.raises(CheckpointError, match="quantizes activations by .*dynamic"):
+    with pytest.raises(CheckpointError, match=r"quantizes activations by .*dynamic"):
         form.activations({"config_groups": {"g": {"targets": ["Linear"], "input_activations": static}}}, ["m"])
 
 
