@@ -60,6 +60,8 @@ def test_the_plan_knows_how_inputs_are_rounded() -> None:
     assert planned("rtn(int8-row) + act(int8-token) + act(int4-g32, clip=0.9)@mlp")["layers.0.mlp.up"] == "int4-g32-clip0.9"
     assert planned("rtn(int8-row) + rtn(int4-row)@head + act(fp8-token)@attn") == {"layers.0.attn.q": "fp8-token"}
     assert not planned("rtn(int8-row)")
+    labels = [Plan.make(Recipe.parse(s), LINEARS).label() for s in (W8A8, "rtn(int8-row)")]  # type: ignore[arg-type]
+    assert labels == ["int8-row-act-int8-token", "int8-row"]
     refusals: dict[str, Any] = {
         "rtn(int8-row)@mlp + act(int8-token)@attn": (RecipeError, "no solver rounds"),
         "rtn(int8-row)@head + act(int8-token)@head": (RecipeError, "head is in no decoder block"),

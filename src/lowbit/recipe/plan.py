@@ -142,8 +142,9 @@ class Plan:
 
     def label(self) -> str:
         """A short name for the result: its format, or its mean bits where it has several."""
-        found = {str(t.format) for t in self.rows}
-        return found.pop() if len(found) == 1 else f"{self.bits_per_weight:.2f}bit"
+        found, acts = {str(t.format) for t in self.rows}, {str(a) for a in self.activations.values()}
+        name = found.pop() if len(found) == 1 else f"{self.bits_per_weight:.2f}bit"
+        return name + (f"-act-{acts.pop()}" if len(acts) == 1 else "-act" if acts else "")
 
     def outlook(
         self, *, tokens: int, hidden: int, block_weights: int, blocks: int, outside_bytes: int, flops: float, window: int = 2048
