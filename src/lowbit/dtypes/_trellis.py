@@ -64,8 +64,7 @@ class Trellis:
     def encode(self, values: Tensor, near: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Codes of a near path for each tile of values [16 R, in]; beyond twice the range numbers count as its end.
 
-        near: another search than lowbit.dtypes._viterbi.search, values [N, T, V] -> fresh bits [N, T].
-        """
+        near: another search than `search`, values [N, T, V] -> fresh bits [N, T]."""
         rows = _sequences(values.float().clamp(REACH * self.minimum, REACH * self.maximum))
         points = rows.view(-1, TILE // self.width, self.width)
         codes = near(points) if near else search(points, self._code(values.device))
