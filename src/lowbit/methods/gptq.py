@@ -38,8 +38,6 @@ class GPTQ(Method):
     def solve(self, weight: Tensor, stats: Stats, format: Format) -> Quantized:
         moment = stats.get("second_moment")
         if moment is None or not stats.tokens:
-            quantized = grid.nearest(weight, format, search=True)
-            quantized.report["fallback"] = "no input was seen: rtn(search=mse)"
-            return quantized
+            return grid.unseen(weight, format, "rtn(search=mse)")
         given = grid.problem(moment, stats.tokens)
         return grid.solve(weight, given, format, damp=self.damp, order=self.order, sweeps=self.sweeps)

@@ -38,9 +38,7 @@ class QERA(Method):
             raise FormatError(f"qera({format}): the format has no low-rank part. Use {format.core}-rank16.")
         moment = stats.get("second_moment")
         if moment is None or not stats.tokens:
-            quantized = grid.nearest(weight, format, search=True)
-            quantized.report["fallback"] = "no input was seen: largest singular values kept, rtn(search=mse)"
-            return quantized
+            return grid.unseen(weight, format, "largest singular values kept, rtn(search=mse)")
         given = grid.problem(moment, stats.tokens)
         if self.rounding == "gptq":
             inner = grid.solve(weight, given, format.core, damp=self.damp)

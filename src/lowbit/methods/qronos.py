@@ -37,9 +37,7 @@ class Qronos(Method):
     def solve(self, weight: Tensor, stats: Stats, format: Format) -> Quantized:
         moment, cross = stats.get("second_moment"), stats.get("cross_moment")
         if moment is None or cross is None or not stats.tokens:
-            quantized = grid.nearest(weight, format, search=True)
-            quantized.report["fallback"] = "no input was seen: rtn(search=mse)"
-            return quantized
+            return grid.unseen(weight, format, "rtn(search=mse)")
         given = grid.problem(moment, stats.tokens)
         enough = stats.tokens >= weight.shape[1]
         target = corrected(weight.float(), moment, cross, self.ridge) if enough else None

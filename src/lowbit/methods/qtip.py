@@ -35,7 +35,5 @@ class QTIP(Method):
     def solve(self, weight: Tensor, stats: Stats, format: Format) -> Quantized:
         moment = stats.get("second_moment")
         if moment is None or not stats.tokens:
-            quantized = grid.nearest(weight, format, search=True)
-            quantized.report["fallback"] = "no input was seen: nearest values"
-            return quantized
+            return grid.unseen(weight, format, "nearest values")
         return grid.solve(weight, grid.problem(moment, stats.tokens), format, damp=self.damp, order="natural", sweeps=0)

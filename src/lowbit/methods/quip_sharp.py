@@ -37,9 +37,7 @@ class QuIPSharp(Method):
     def solve(self, weight: Tensor, stats: Stats, format: Format) -> Quantized:
         moment = stats.get("second_moment")
         if moment is None or not stats.tokens:
-            quantized = grid.nearest(weight, format, search=True)
-            quantized.report["fallback"] = "no input was seen: nearest vectors in the turned basis"
-            return quantized
+            return grid.unseen(weight, format, "nearest vectors in the turned basis")
         given = grid.problem(moment, stats.tokens)
         return grid.solve(weight, given, format, damp=self.damp, order="natural", sweeps=self.sweeps, fit=self._fitted)
 

@@ -40,9 +40,7 @@ class SpQR(Method):
         side = _sparse(format)
         moment = stats.get("second_moment")
         if moment is None or not stats.tokens:
-            quantized = grid.nearest(weight, format, search=True)
-            quantized.report["fallback"] = "no input was seen: largest weights kept, rtn(search=mse)"
-            return quantized
+            return grid.unseen(weight, format, "largest weights kept, rtn(search=mse)")
         given = grid.problem(moment, stats.tokens)
         weight, moment, report = weight.float(), given.moment, dict(given.report)
         factor = damping.factorise(moment, damping.rounding_order(moment, "activation"), self.damp)

@@ -56,6 +56,13 @@ def nearest(weight: Tensor, format: Format, search: bool, importance: Tensor | N
     return quantized
 
 
+def unseen(weight: Tensor, format: Format, told: str) -> Quantized:
+    """`nearest` where no input was seen, as a fallback. told: what it is for the method."""
+    quantized = nearest(weight, format, search=True)
+    quantized.report["fallback"] = f"no input was seen: {told}"
+    return quantized
+
+
 def weight_error(weight: Tensor, quantized: Quantized, importance: Tensor | None = None) -> float:
     """Mean squared error over mean square of the weights, both weighted by importance [in]."""
     h = torch.ones(weight.shape[1], device=weight.device) if importance is None else importance.float()
