@@ -185,7 +185,10 @@ def listing(kind: str) -> list[dict[str, Any]]:
         "presets": lambda: [
             {"name": name, "sentence": p["sentence"], "about": p["note"]} for name, p in presets.load().items()
         ],
-        "kernels": lambda: [{"name": name, "about": dispatch.summary(name).partition(" - ")[2]} for name in dispatch.names()],
+        "kernels": lambda: [
+            {"name": name, "about": dispatch.summary(name).partition(" - ")[2]}
+            for name in (*dispatch.names(), *dispatch.names(dispatch.ATTENTION))
+        ],
     }
     if kind not in kinds:
         raise RequestError(f"list {kind}: there is no such list. {nearest(kind, kinds)}")

@@ -9,6 +9,7 @@ from transformers import DynamicCache
 
 from lowbit import kvcache
 from lowbit.core.errors import RequestError, ShapeError
+from lowbit.kernels.attention import Held
 from lowbit.kvcache import Half, Policy
 from lowbit.kvcache._cache import PackedLayer
 from lowbit.serving.local import Local
@@ -25,12 +26,16 @@ def model():
     return tiny("llama", sliding_window=None, head_dim=32, max_position_embeddings=512)
 
 
-def through(model, policy, ids, *sizes, **more):
+def through(model, policy, ids, *sizes, mask=None):
     """Logits of tokens that pass in pieces through a cache, and the cache."""
     given = kvcache.arguments(policy, model)
-    parts = ids.split([*sizes, ids.shape[1] - sum(sizes)], 1)
-    with torch.no_grad():
-        return torch.cat([model(part, use_cache=True, **given, **more).logits for part in parts], 1), *given.values()
+    parts, found, end = ids.split([*sizes, ids.shape[1] - sum(sizes)], 1), [], 0
+    for part in parts:
+        end += part.shape[1]
+        seen = {} if mask is None else {"attention_mask": mask[:, :end]}
+        with torch.no_grad():
+            found.append(model(part, use_cache=True, **given, **seen).logits)
+    return torch.cat(found, 1), *given.values()
 
 
 def written(model, ids, policy=None, **how):
@@ -125,6 +130,32 @@ def test_rotation_of_odd_heads():
     for width in (12, 20, 80):
         x = torch.randn(1, 2, 100, width)
         assert float((filled(kvcache.parse("int8-rot").keys, x).read() - x).square().mean()) < 1e-3
+
+
+@pytest.mark.parametrize("policy", ["int4-s2-r16", "int4-centred-rot-s2-r16", "kivi2-r16"])
+def test_attention_never_decodes_the_whole(model, policy, monkeypatch):
+    """One new token and several, with and without padding; eager attention, which decodes everything, gives the same."""
+    ids = tokens(length=150)
+    mask = torch.ones_like(ids)
+    mask[0, :7] = 0
+    found = [through(model, policy, ids, 100, 1, 1, 30, mask=m)[0] for m in (None, mask)]
+    read, seen = Held.read, []
+
+    def note(held):
+        seen.append(held.packed)
+        return read(held)
+
+    monkeypatch.setattr(Held, "read", note)
+    again = through(model, policy, ids, 100, 1, 1, 30)[0]
+    assert torch.equal(again, found[0]) and not any(seen)
+    model.set_attn_implementation("eager")
+    try:
+        decoded = [through(model, policy, ids, 100, 1, 1, 30, mask=m)[0] for m in (None, mask)]
+    finally:
+        model.set_attn_implementation("sdpa")
+    assert any(seen)
+    assert torch.allclose(found[0], decoded[0], atol=2e-3)
+    assert torch.allclose(found[1][1], decoded[1][1], atol=2e-3)  # what padding itself gives differs, and shares means
 
 
 def test_batches_grow_and_shrink(model):

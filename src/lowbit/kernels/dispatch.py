@@ -22,6 +22,8 @@ from lowbit.formats import Format, Parts
 from lowbit.kernels import packing
 
 REFERENCE = "reference.dequantize"
+LINEAR, ATTENTION = "linear", "attention"
+"""The ops. What an op's files are called begins with its name, but those of `linear`, which are all others."""
 
 
 @functools.cache
@@ -31,9 +33,10 @@ def shelves() -> dict[str, Shelf]:
     return {name: Shelf(f"{kernels.__name__}.{name}", "kernel") for name in sorted(found)}
 
 
-def names() -> list[str]:
-    """All kernels as "folder.file"; imports none of them."""
-    return [f"{folder}.{file}" for folder, shelf in shelves().items() for file in shelf.names()]
+def names(op: str = LINEAR) -> list[str]:
+    """All kernels of an op as "folder.file"; imports none of them."""
+    found = [(folder, file) for folder, shelf in shelves().items() for file in shelf.names()]
+    return [f"{folder}.{file}" for folder, file in found if file.startswith(ATTENTION) == (op == ATTENTION)]
 
 
 def summary(name: str) -> str:
@@ -55,11 +58,11 @@ def get(name: str) -> ModuleType:
 
 
 @functools.cache
-def _ranked() -> tuple[list[str], dict[str, str]]:
-    """The kernels that import here, best first, and the others with the reason."""
+def ranked(op: str = LINEAR) -> tuple[list[str], dict[str, str]]:
+    """The kernels of an op that import here, best first, and the others with the reason."""
     ranks: dict[str, int] = {}
     missing: dict[str, str] = {}
-    for name in names():
+    for name in names(op):
         try:
             ranks[name] = get(name).RANK
         except KernelUnavailable as error:
@@ -76,8 +79,8 @@ def explain(
     format: Format, shape: tuple[int, int], device: torch.device, dtype: torch.dtype, tokens: int = 1
 ) -> list[tuple[str, str]]:
     """Every kernel, best first, with "" when it takes the layer, else the reason why not; the first "" is the one that runs."""
-    ranked, missing = _ranked()
-    return [(n, get(n).supports(format.core, shape, device, dtype, tokens)) for n in ranked] + sorted(missing.items())
+    known, missing = ranked()
+    return [(n, get(n).supports(format.core, shape, device, dtype, tokens)) for n in known] + sorted(missing.items())
 
 
 @functools.lru_cache(maxsize=4096)
@@ -97,7 +100,7 @@ def _runner(
 ) -> ModuleType | None:
     """The kernel that runs a call on what `prepared_by` prepared; None: the reference on the restored bytes."""
     wanted = form(prepared_by)
-    for name in _ranked()[0]:
+    for name in ranked()[0]:
         if form(name) == wanted and not get(name).supports(format.core, shape, device, dtype, tokens):
             return get(name)
     return None

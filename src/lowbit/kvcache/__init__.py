@@ -9,8 +9,7 @@ A Policy is its text: `int4`, `int8-r64`, `int4-g32-k8`, `int4-centred-rot`, `ki
             | outN (the N greatest numbers of each token and head stay floats)
 
 Contract of a file: `def policy(text: str, number: str, words: list[str]) -> Policy`, and its members in EXAMPLES.
-Keys are taken as transformers hands them over, after RoPE: policies that need them before (KVQuant) or calibrated
-rotations (OSCAR) have no file. What is packed is decoded for attention, whole, at every step: memory is saved, not time.
+Attention over what is packed is lowbit.kernels.attention: it decodes a tile at a time, never the whole.
 """
 
 import functools
@@ -19,7 +18,8 @@ from typing import Any
 
 from lowbit.core.errors import RequestError, nearest
 from lowbit.core.shelf import Shelf
-from lowbit.kvcache._policy import Half, Policy
+from lowbit.kernels.pages import Half
+from lowbit.kvcache._policy import Policy
 
 __all__ = ["Half", "Policy", "arguments", "build", "examples", "parse", "shelf"]
 
@@ -51,6 +51,12 @@ def build(policy: str | Policy, config: Any) -> Any:
 
 
 def arguments(policy: str | Policy, model: Any) -> dict[str, Any]:
-    """An empty cache as the keyword argument that the model's `generate` and `forward` take: "cache", or "past_key_values"."""
+    """An empty cache as the keyword argument that the model's `generate` and `forward` take: "cache", or "past_key_values".
+
+    The model attends by lowbit's own function from then on.
+    """
+    from lowbit.kvcache._attention import use
+
+    use(model)
     word = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
     return {word: build(policy, model.config)}

@@ -1,18 +1,19 @@
 """_cache - transformers' cache with packed layers: generate, beams, assisted decoding and left padding work as ever.
 
-Idea      A layer answers an update with what it held, decoded, and the new tokens as they came: a prompt is attended to
-          unrounded, and each later token sees the past as it is held. Layers that attend to everything are packed; a sliding
-          or a linear layer holds a bounded state and stays transformers' own.
+Idea      A layer answers an update with what it held and the new tokens as they came: a prompt is attended to unrounded, and
+          each later token sees the past as it is held, which lowbit's attention never decodes as a whole (see _attention).
+          Layers that attend to everything are packed; a sliding or a linear layer holds a bounded state and stays
+          transformers' own.
 Traps     `crop` takes the tokens to remove as a negative number. `early_initialization` passes tensors without tokens.
 """
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from lowbit.core.errors import RequestError
+from lowbit.kvcache._attention import lazy
 from lowbit.kvcache._policy import Policy
 from lowbit.kvcache._store import Store
 
@@ -31,14 +32,15 @@ class PackedLayer(DynamicLayer):  # type: ignore[misc]
         halves = ((self.policy.keys, key_states), (self.policy.values, value_states))
         for half, states in halves:
             half.check(self.policy.text, states.shape[-1])
-        self.stores = tuple(Store(half, self.policy.sinks, self.policy.recent, states) for half, states in halves)
+        sizes = self.policy.sinks, self.policy.recent, self.policy.page
+        self.stores = tuple(Store(half, *sizes, states) for half, states in halves)
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Take new states [batch, heads, new, width]; gives those of all tokens, the past decoded."""
+        """Take new states [batch, heads, new, width]; gives those of all tokens, which are decoded where they are touched."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        keys, values = (torch.cat([s.read(), x], 2) for s, x in zip(self.stores, (key_states, value_states), strict=True))
+        keys, values = (lazy(s.held(x)) for s, x in zip(self.stores, (key_states, value_states), strict=True))
         for store, states in zip(self.stores, (key_states, value_states), strict=True):
             store.append(states)
         return keys, values

@@ -12,20 +12,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lowbit.kvcache import _pages
-from lowbit.kvcache._pages import Pages
-from lowbit.kvcache._policy import Half
-
-PAGE = 32
-"""Tokens that are packed at once: appending copies what is packed once a page."""
+from lowbit.kernels import pages as packing
+from lowbit.kernels.attention import Held
+from lowbit.kernels.pages import NONE, Constants, Half, Pages
 
 
 class Store:
-    """Tokens of keys or values. like [batch, heads, any, width]: whose shape, dtype and device they have."""
+    """Tokens of keys or values. page: tokens that are packed at once. like [batch, heads, any, width]: its shape and dtype."""
 
-    def __init__(self, half: Half, sinks: int, recent: int, like: Tensor) -> None:
-        self.half, self.sinks, self.recent = half, sinks, recent
-        self.page = -(-PAGE // half.step) * half.step
+    def __init__(self, half: Half, sinks: int, recent: int, page: int, like: Tensor, constants: Constants = NONE) -> None:
+        self.half, self.sinks, self.recent, self.page, self.constants = half, sinks, recent, page, constants
         self.first = like.new_empty(like[:, :, :0].shape)  # no slice: that would keep the whole prompt
         self.last = self.first
         self.pages: Pages = {}
@@ -38,9 +34,14 @@ class Store:
     def __len__(self) -> int:
         return self.first.shape[2] + self.packed + self.last.shape[2]
 
+    def held(self, new: Tensor | None = None) -> Held:
+        """What is held, and new tokens behind it, as attention takes it; stays what it is when tokens are appended."""
+        last = self.last if new is None else torch.cat([self.last, new], 2)
+        return Held(self.half, self.first, self.pages, last, self.constants)
+
     def read(self) -> Tensor:
         """All tokens [batch, heads, tokens, width], decoded, in the dtype that they came in."""
-        return torch.cat([self.first, self._decoded(0), self.last], 2)
+        return self.held().read()
 
     def append(self, x: Tensor) -> None:
         """Take new tokens [batch, heads, new, width]."""
@@ -80,7 +81,7 @@ class Store:
 
     def _pack(self, x: Tensor) -> None:
         """Move whole steps of tokens to the end of the pages."""
-        new = _pages.encode(self.half, x)
+        new = packing.encode(self.half, x, self.first.shape[2] + self.packed, self.constants)
         self.pages = {name: torch.cat([self.pages[name], page], 2) for name, page in new.items()} if self.pages else new
 
     def _decoded(self, start: int) -> Tensor:
@@ -88,4 +89,5 @@ class Store:
         if not self.pages:
             return self.last[:, :, :0]
         pages = {name: page[:, :, start:] for name, page in self.pages.items()}
-        return _pages.decode(self.half, pages, self.first.shape[3]).to(self.first.dtype)
+        place = self.first.shape[2] + start * self.half.step
+        return packing.decode(self.half, pages, self.first.shape[3], place, self.constants).to(self.first.dtype)

@@ -8,8 +8,9 @@ Traps     Worse than int8 for numbers of even size: e4m3 has 4 significant bits 
 """
 
 from lowbit.core.errors import RequestError
+from lowbit.kernels.pages import Half
 from lowbit.kvcache import _policy
-from lowbit.kvcache._policy import Half, Policy
+from lowbit.kvcache._policy import Policy
 
 EXAMPLES = ("fp8",)
 HALF = Half("e4m3-row")

@@ -12,8 +12,9 @@ Traps     The mean of the tokens packed first, kept for all, is worse than none:
           of their variance, 0.028 less the mean of the first 32 tokens, 0.0025 less the mean of each 64.
 """
 
+from lowbit.kernels.pages import Half
 from lowbit.kvcache import _policy
-from lowbit.kvcache._policy import Half, Policy
+from lowbit.kvcache._policy import Policy
 
 EXAMPLES = ("int8", "int4", "int4-g32", "int4-k8", "int4-rot", "int4-centred", "int4-centred-rot", "int3-centred-out1")
 

@@ -8,8 +8,9 @@ Figures   3 bits a number for kivi2, 5 for kivi4 (a 16-bit scale and zero for ev
 Traps     The original empties its window of keys whenever it is full; here it never holds less than the recent tokens.
 """
 
+from lowbit.kernels.pages import Half
 from lowbit.kvcache import _policy
-from lowbit.kvcache._policy import Half, Policy
+from lowbit.kvcache._policy import Policy
 
 EXAMPLES = ("kivi2", "kivi4")
 

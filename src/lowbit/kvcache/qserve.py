@@ -8,8 +8,9 @@ Figures   head_dim 128: 4.25 bits for qserve4.
 Traps     Without that fold it is the worst of the 4-bit policies: use int4-centred-rot.
 """
 
+from lowbit.kernels.pages import Half
 from lowbit.kvcache import _policy
-from lowbit.kvcache._policy import Half, Policy
+from lowbit.kvcache._policy import Policy
 
 EXAMPLES = ("qserve4",)
 

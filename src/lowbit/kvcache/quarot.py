@@ -8,8 +8,9 @@ Defaults  Groups of a whole head (128 there, which is a head), no sinks; tokens 
 Figures   head_dim 128: 4.25 bits.
 """
 
+from lowbit.kernels.pages import Half
 from lowbit.kvcache import _policy
-from lowbit.kvcache._policy import Half, Policy
+from lowbit.kvcache._policy import Policy
 
 EXAMPLES = ("quarot4",)
 

@@ -8,8 +8,9 @@ Defaults  4 sinks, 128 recent tokens. A Hadamard basis without random signs in p
 Figures   head_dim 64: turbo4 4.25 bits. Mean squared error on Gaussian numbers 0.0095, 0.0345, 0.1175 at 4, 3, 2 bits.
 """
 
+from lowbit.kernels.pages import Half
 from lowbit.kvcache import _policy
-from lowbit.kvcache._policy import Half, Policy
+from lowbit.kvcache._policy import Policy
 
 EXAMPLES = ("turbo4", "turbo3", "turbo2")
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lowbit import kvcache
-from lowbit.kvcache import Half
+from lowbit.kvcache import Half, Policy
 from lowbit.kvcache._store import Store
 
 WIDTH, SINKS, RECENT, TOKENS = 64, 3, 8, 300
@@ -31,7 +31,7 @@ def halves(name: str) -> list[tuple[str, Half]]:
 
 def filled(half: Half, x: Tensor, *sizes: int) -> Store:
     """A store that took `x` in pieces of the given sizes, then the rest."""
-    store = Store(half, SINKS, RECENT, x)
+    store = Store(half, SINKS, RECENT, Policy("", half, half).page, x)
     for part in x.split([*sizes, x.shape[2] - sum(sizes)], 2):
         store.append(part)
     return store
