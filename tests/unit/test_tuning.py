@@ -13,11 +13,12 @@ import lowbit
 from lowbit import formats, methods
 from lowbit.core.errors import RecipeError
 from lowbit.formats import Quantized
-from lowbit.methods import autoround, block_tuning, efficientqat, omniquant
+from lowbit.methods import efficientqat, omniquant
 from lowbit.pipeline.progress import Silent
 from lowbit.recipe import Recipe
 from lowbit.recipe.plan import Plan
 from lowbit.solvers import integers, trained, tuning
+from lowbit.solvers.continuous import Continuous
 from lowbit.solvers.trained import Trained, through
 from lowbit.solvers.tuning import Settings
 
@@ -34,10 +35,10 @@ FORMATS = [
 ]
 Make = Callable[[torch.Tensor, Quantized], Any]
 PIECES: dict[str, Make] = {
-    "autoround": lambda w, q: autoround.Rounding(w, q, 0.01),
+    "autoround": lambda w, q: integers.Rounding(w, q, 0.01),
     "efficientqat": lambda w, q: efficientqat.Latent(w, q, 0.01, 0.01),
     "omniquant": lambda w, q: omniquant.Clipping(w, q, 0.01),
-    "block_tuning": lambda _, q: block_tuning.Scales(q, 0.01),
+    "block_tuning": lambda _, q: Continuous(q, 0.01),
 }
 
 
@@ -78,15 +79,15 @@ def test_every_trained_tensor_has_a_gradient(name: str) -> None:
 
 def test_gradient_of_scales_is_the_slope() -> None:
     weight, start = solved("int4-g64-fp32")
-    piece = block_tuning.Scales(start, 0.01)
+    piece = Continuous(start, 0.01)
     loss = lambda: (piece.value() - weight).square().sum()  # noqa: E731
     loss().backward()
-    assert piece.factor.value.grad is not None
-    slope, before = piece.factor.value.grad[3, 1].item(), piece.factor.value.data.clone()
+    assert piece.trained[0].value.grad is not None
+    slope, before = piece.trained[0].value.grad[3, 1].item(), piece.trained[0].value.data.clone()
     ends = []
     for step in (1e-3, -1e-3):
-        piece.factor.value.data = before.clone()
-        piece.factor.value.data[3, 1] += step
+        piece.trained[0].value.data = before.clone()
+        piece.trained[0].value.data[3, 1] += step
         ends.append(float(loss().detach()))
     assert (ends[0] - ends[1]) / 2e-3 == pytest.approx(slope, rel=1e-2)
 
@@ -158,7 +159,7 @@ def test_trimmed_loss_leaves_out_the_largest() -> None:
 
 def test_windows_are_parted_and_all_come() -> None:
     inputs = [torch.arange(20.0)[:, None, None]]
-    windows = tuning.Windows(inputs, inputs, torch.Generator().manual_seed(0))
+    windows = tuning.Windows((inputs, inputs), torch.Generator().manual_seed(0))
     assert len(windows.held) == 2 and len(windows.trained) == 18 and not set(windows.held) & set(windows.trained)
     batches = windows.batches(6)
     seen = {int(v) for _ in range(3) for v in next(batches)[0].flatten()}

@@ -18,6 +18,7 @@ matrix inside the sides:
     encode(format, parts, weight) -> codes              } optional, for values that no element and scale give
     decode(format, parts, codes, rows) -> values        } (a table for each row); rows: slice of the matrix that codes are of
     codec(grid) -> lowbit.solvers.codec.Codec           optional: how solvers round onto it
+    TRAINED = {part: function}                          optional: parts that tuners train -> how each is made storable again
     parse(number, words) -> Format                      only in a file that is a head itself (nvfp4, mxfp, fp8)
     EXAMPLES                                            names of formats that the file makes, for lists and for conformance
 """

@@ -45,6 +45,9 @@ def stored(books: Tensor) -> Tensor:
     return books.clamp(-LARGEST, LARGEST).half()
 
 
+TRAINED = {"codebooks": stored}
+
+
 def expand(format: Format, parts: Parts) -> tuple[Tensor, Tensor | None]:
     """The float32 scale [out, 1]; there is no zero."""
     return load(parts["scale"], format.scale), None

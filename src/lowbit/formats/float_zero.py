@@ -54,6 +54,9 @@ def _stored_zero(zero: Tensor) -> Tensor:
     return torch.where(kept.abs() < 2.0**-14, 0.0, kept)
 
 
+TRAINED = {"zero": lambda zero: _stored_zero(zero).to(torch.bfloat16)}
+
+
 def _search(x: Tensor, h: Tensor | None, scale: Tensor, zero: Tensor, format: Format) -> tuple[Tensor, Tensor]:
     """The best stored scale and zero [r, G] of shares of the range about its middle."""
     middle = (format.dtype.codes - 1) / 2

@@ -43,6 +43,9 @@ def stored(table: Tensor) -> Tensor:
     return table.clamp(-LARGEST, LARGEST).half()
 
 
+TRAINED = {"table": stored}
+
+
 def expand(format: Format, parts: Parts) -> tuple[Tensor, Tensor | None]:
     """Scales of 1 [out, 1]: values are those of the table."""
     return torch.ones_like(parts["table"][:, :1], dtype=torch.float32), None

@@ -19,51 +19,16 @@ Traps     It fits the calibration text: windows held out decide, but text of ano
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from lowbit.formats import Format, Grid, Quantized
+from lowbit.formats import Format
 from lowbit.methods import Block, Method, _training
 from lowbit.solvers import integers, tuning
-from lowbit.solvers.trained import Trained
 
-MARGIN = 0.02
-"""Steps by which a latent weight lies inside the cell of its code at the start."""
 RATE = 0.005
 """Of few steps; of more than 200 it is 1 / steps."""
-REACH = (0.5, 1.5)
-"""Bounds of the factors of a range."""
 TRIM = 0.001
 FEW_BITS = 4
-
-
-class Rounding:
-    """One matrix: its latent weights, offsets v and factors of its ranges."""
-
-    def __init__(self, original: Tensor, start: Quantized, rate: float) -> None:
-        self.start = start
-        self._solved = start.grid
-        self._latent = integers.latent(original, start, MARGIN)
-        ends = 1 if self._solved.zero is None else 2
-        self.offset = Trained(torch.zeros_like(self._latent), rate, -0.5, 0.5)
-        self.factors = [Trained(torch.ones_like(self._solved.scale), rate, *REACH) for _ in range(ends)]
-        self.trained = [self.offset, *self.factors]
-
-    def grid(self) -> Grid:
-        """The grid with the ranges as they are now."""
-        return integers.ranged(self.start, self._solved, [t.value for t in self.factors])
-
-    def _steps(self, found: Grid) -> Tensor:
-        return integers.steps(self._latent, found) + self.offset.value
-
-    def value(self) -> Tensor:
-        found = self.grid()
-        return integers.weight(self._steps(found), found)
-
-    def quantized(self) -> Quantized:
-        """The matrix as it is stored."""
-        found = self.grid()
-        return integers.quantized(self._steps(found), found, self.start)
 
 
 @dataclass(frozen=True)
@@ -83,7 +48,7 @@ class AutoRound(Method):
 
     def tune(self, block: Block, inputs: list[Tensor], targets: list[Tensor]) -> None:
         rate = self.rate or min(RATE, 1 / self.steps)
-        pieces = {n: Rounding(block.originals[n], q, rate) for n, q in block.quantized.items()}
+        pieces = {n: integers.Rounding(block.originals[n], q, rate) for n, q in block.quantized.items()}
         few = min(q.format.dtype.bits for q in block.quantized.values()) < FEW_BITS
         settings = tuning.Settings(self.steps, self.batch, "sign", trim=TRIM if few else 0.0)
         _training.train(block, pieces, {}, inputs, targets, settings)

@@ -26,9 +26,6 @@ from lowbit.methods import Block, Method, _training
 from lowbit.solvers import integers, tuning
 from lowbit.solvers.trained import Trained
 
-MARGIN = 0.02
-"""Steps by which a latent weight lies inside the cell of its code at the start."""
-
 
 class Latent:
     """One matrix: its latent weights as moves in steps of the first grid, factors of its scales, its zeros."""
@@ -36,7 +33,7 @@ class Latent:
     def __init__(self, original: Tensor, start: Quantized, rate: float, scale_rate: float) -> None:
         self.start = start
         found = start.grid
-        self._latent, self._full_scale = integers.latent(original, start, MARGIN), found.full_scale
+        self._latent, self._full_scale = integers.latent(original, start, integers.MARGIN), found.full_scale
         self._scale = found.scale
         self.move = Trained(torch.zeros_like(self._latent), rate)
         self.factor = Trained(torch.ones_like(found.scale), scale_rate, 0.1, 10.0)

@@ -14,7 +14,12 @@ from torch import Tensor
 
 from lowbit import sides
 from lowbit.formats import Format, Grid, Quantized, shelf
-from lowbit.solvers.trained import through
+from lowbit.solvers.trained import Trained, through
+
+MARGIN = 0.02
+"""Steps by which a latent weight lies inside the cell of its code at the start."""
+REACH = (0.5, 1.5)
+"""Bounds of the factors of a range."""
 
 
 def refusal(format: Format) -> str:
@@ -94,3 +99,32 @@ def latent(original: Tensor, start: Quantized, margin: float) -> Tensor:
     high = torch.where(codes >= element.maximum, torch.inf, codes + room)
     x = torch.minimum(torch.maximum(x, low), high)
     return (x if found.full_zero is None else x - found.full_zero) * found.full_scale
+
+
+class Rounding:
+    """One matrix: its latent weights, offsets of them before rounding, at most half a step, and factors of its ranges."""
+
+    def __init__(self, original: Tensor, start: Quantized, rate: float) -> None:
+        self.start = start
+        self._solved = start.grid
+        self._latent = latent(original, start, MARGIN)
+        ends = 1 if self._solved.zero is None else 2
+        self.offset = Trained(torch.zeros_like(self._latent), rate, -0.5, 0.5)
+        self.factors = [Trained(torch.ones_like(self._solved.scale), rate, *REACH) for _ in range(ends)]
+        self.trained = [self.offset, *self.factors]
+
+    def grid(self) -> Grid:
+        """The grid with the ranges as they are now."""
+        return ranged(self.start, self._solved, [t.value for t in self.factors])
+
+    def _steps(self, found: Grid) -> Tensor:
+        return steps(self._latent, found) + self.offset.value
+
+    def value(self) -> Tensor:
+        found = self.grid()
+        return weight(self._steps(found), found)
+
+    def quantized(self) -> Quantized:
+        """The matrix as it is stored."""
+        found = self.grid()
+        return quantized(self._steps(found), found, self.start)

@@ -1,7 +1,7 @@
-"""tuning - gradient descent on the continuous tensors of one quantized block, kept only where held-out windows agree.
+"""tuning - gradient descent on the tensors of a quantized block or model, kept only where held-out windows agree.
 
-In / Out  a block's module, its matrices as functions of trained tensors, hidden states that enter and those that should leave
-          -> the trained tensors at their best values, and an Outcome.
+In / Out  `run`: a block's module, its matrices as functions of trained tensors, hidden states that enter and those that should
+          leave -> the trained tensors at their best values, and an Outcome. `descend`: the same for any loss.
 Idea      Every step runs a few windows through the whole block with the weights that the tensors stand for, exactly as they
           would be stored, and goes down the gradient of the squared error of what leaves it. Rounding passes gradients
           straight through. Every tenth of the way the held-out windows (a tenth of all) are measured; the best point seen is
@@ -12,6 +12,7 @@ Traps     The sum of squares is divided by the mean square of the target, so rat
 """
 
 import math
+import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -42,7 +43,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Relative squared error of the block on held-out windows before and after; the same where the start was best."""
+    """Loss on held-out windows before and after; the same where the start was best."""
 
     before: float
     after: float
@@ -52,25 +53,29 @@ class Outcome:
         return self.after < self.before
 
 
-class Windows:
-    """Hidden states that enter and should leave, window by window, parted into those to train on and those held out."""
+Batch = tuple[Tensor, ...]
+"""What is known of some windows, as [windows, ...]: inputs, targets, what else a loss asks for."""
+Error = Callable[[Batch], Tensor]
 
-    def __init__(self, inputs: Sequence[Tensor], targets: Sequence[Tensor], generator: torch.Generator) -> None:
-        self._inputs = inputs
-        self._targets = targets
+
+class Windows:
+    """Tensors by batch, as inputs and targets, window by window; parted into windows to train on and those held out."""
+
+    def __init__(self, columns: Sequence[Sequence[Tensor]], generator: torch.Generator) -> None:
+        self._columns = columns
         self._generator = generator
-        self._places = [(b, w) for b, batch in enumerate(inputs) for w in range(len(batch))]
+        self._places = [(b, w) for b, batch in enumerate(columns[0]) for w in range(len(batch))]
         order = torch.randperm(len(self._places), generator=generator).tolist()
         count = max(1, len(order) // HELD_OUT)
         self.held = sorted(order[:count])
         self.trained = sorted(order[count:]) or self.held
 
-    def pick(self, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Inputs and targets [windows, tokens, hidden] of the windows with these numbers."""
+    def pick(self, numbers: Sequence[int]) -> Batch:
+        """A tensor [windows, ...] of each column, of the windows with these numbers."""
         places = [self._places[n] for n in numbers]
-        return torch.stack([self._inputs[b][w] for b, w in places]), torch.stack([self._targets[b][w] for b, w in places])
+        return tuple(torch.stack([column[b][w] for b, w in places]) for column in self._columns)
 
-    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, size: int) -> Iterator[Batch]:
         """Batches to train on, without end; every window once before any comes again."""
         size, order = min(size, len(self.trained)), list[int]()
         while True:
@@ -80,13 +85,12 @@ class Windows:
             yield self.pick(order[:size])
             order = order[size:]
 
-    def channel_power(self) -> Tensor:
-        """Mean square of each channel of the targets, float32 [hidden]."""
-        total = sum(t.float().square().sum((0, 1), dtype=torch.float64) for t in self._targets)
-        return (total / sum(t.shape[0] * t.shape[1] for t in self._targets)).float()  # type: ignore[union-attr]
+    def held_out(self, error: Error, size: int) -> float:
+        """Mean of `error` over the windows that are held out, `size` at a time."""
+        parts = [self.held[i : i + size] for i in range(0, len(self.held), size)]
+        return sum(float(error(self.pick(p))) * len(p) for p in parts) / len(self.held)
 
 
-@torch.no_grad()
 def run(
     module: nn.Module,
     kwargs: Mapping[str, Any],
@@ -100,35 +104,55 @@ def run(
 
     The start to beat is the module as it is. Where nothing beats it, the pieces are of no use: see Outcome.better.
     """
-    windows = Windows(inputs, targets, torch.Generator().manual_seed(seed))
-    loss = _loss(windows.channel_power(), settings)
-    trained = [t for piece in pieces.values() for t in piece.trained]
+    windows = Windows((inputs, targets), torch.Generator().manual_seed(seed))
+    loss = _loss(_channel_power(targets), settings)
 
-    def values() -> dict[str, Tensor]:
-        return {name: piece.value().to(module.get_parameter(name).dtype) for name, piece in pieces.items()}
-
-    def error(parameters: dict[str, Tensor], batch: tuple[Tensor, Tensor]) -> Tensor:
-        out = torch.func.functional_call(module, parameters, (batch[0],), dict(kwargs))
+    def start(batch: Batch, parameters: Mapping[str, Tensor] = types.MappingProxyType({})) -> Tensor:
+        out = torch.func.functional_call(module, dict(parameters), (batch[0],), dict(kwargs))
         return loss(out[0] if isinstance(out, tuple) else out, batch[1])
 
-    def held_out(parameters: dict[str, Tensor]) -> float:
-        parts = [windows.held[i : i + settings.batch] for i in range(0, len(windows.held), settings.batch)]
-        return sum(float(error(parameters, windows.pick(p))) * len(p) for p in parts) / len(windows.held)
+    def error(batch: Batch) -> Tensor:
+        return start(batch, {name: p.value().to(module.get_parameter(name).dtype) for name, p in pieces.items()})
 
-    before = least = held_out({})
-    best = [t.value.detach().clone() for t in trained]
+    return descend([t for piece in pieces.values() for t in piece.trained], windows, start, error, settings)
+
+
+@torch.no_grad()
+def descend(
+    trained: Sequence[Trained],
+    windows: Windows,
+    start: Error,
+    error: Error,
+    settings: Settings,
+    moved: Callable[[], None] = lambda: None,
+    held: Sequence[Tensor] = (),
+) -> Outcome:
+    """Take `trained` down the gradient of `error`; they hold their best values afterwards. start: the loss to beat.
+
+    moved: called after every step; held: tensors that it changes in place.
+    """
+    state = [t.value.data for t in trained] + list(held)
+    before = least = windows.held_out(start, settings.batch)
+    best = [tensor.clone() for tensor in state]
     step, every = _stepper(trained, settings), max(1, settings.steps // HELD_OUT)
     for number, batch in zip(range(settings.steps), windows.batches(settings.batch), strict=False):
         with torch.enable_grad():
-            (error(values(), batch) * GRADIENT_SCALE).backward()
+            (error(batch) * GRADIENT_SCALE).backward()
         step(number)
+        moved()
         if (number + 1) % every == 0 or number + 1 == settings.steps:
-            now = held_out(values())
+            now = windows.held_out(error, settings.batch)
             if now < least:
-                least, best = now, [t.value.detach().clone() for t in trained]
-    for t, value in zip(trained, best, strict=True):
-        t.value.data = value
+                least, best = now, [tensor.clone() for tensor in state]
+    for tensor, value in zip(state, best, strict=True):
+        tensor.copy_(value)
     return Outcome(before, least)
+
+
+def _channel_power(targets: Sequence[Tensor]) -> Tensor:
+    """Mean square of each channel of the targets, float32 [hidden]."""
+    total = sum(t.float().square().sum((0, 1), dtype=torch.float64) for t in targets)
+    return (total / sum(t.shape[0] * t.shape[1] for t in targets)).float()  # type: ignore[union-attr]
 
 
 def _loss(power: Tensor, settings: Settings) -> Callable[[Tensor, Tensor], Tensor]:
