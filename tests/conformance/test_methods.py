@@ -20,3 +20,8 @@ def test_solver(name: str, check: str) -> None:
 @pytest.mark.parametrize("name", suite.tuners())
 def test_tuner(name: str) -> None:
     suite.check_tuner(name)
+
+
+@pytest.mark.parametrize("name", suite.finishers())
+def test_finisher(name: str) -> None:
+    suite.check_finisher(name)

@@ -5,6 +5,7 @@ the statistics it wants (files of lowbit.statistics). It has exactly one verb:
     rewrite(self, block: Block, stats: dict[str, Stats]) -> None      transform: the block's function stays the same
     solve(self, weight: Tensor, stats: Stats, format: Format) -> Quantized   solver: rounds one matrix [out, in]
     tune(self, block: Block, inputs, targets) -> None    tuner: trains a block whose matrices are solved
+    finish(self, model: Model) -> None    finisher: trains the whole model once all blocks are done
 Declarations (act, kv, budget) have none: they set formats in the plan. A field `format: str` names what the method quantizes
 to; in a transform it is the format that it prepares for, in a tuner the one that `start`, a solver, rounds to before it.
 """
@@ -64,6 +65,32 @@ class Block:
     report: dict[str, float] = field(default_factory=dict)
 
 
+@dataclass
+class Model:
+    """A whole quantized model and the windows that calibrate it.
+
+    blocks: the decoder layers in order, float weights in place of the packed ones on meta; names: of each ("model.layers.3");
+    kwargs: what each takes beside hidden states. quantized: every matrix that may be changed, by full name, which a finisher
+    replaces; fixed: the others. original: the weight [out, in] that a matrix was made of, None where a transform rewrote it.
+    By batch: tokens [windows, length]; entering [windows, length, hidden], what enters the first block; wanted, what leaves the
+    last one of the original. logits: tokens [length] and hidden states [length, hidden] that leave the last block -> [length,
+    vocab]. stored: the type of what stays in floats. report: what is to be told.
+    """
+
+    blocks: list[nn.Module]
+    names: list[str]
+    kwargs: list[dict[str, Any]]
+    quantized: dict[str, Quantized]
+    fixed: dict[str, Quantized]
+    original: Callable[[str], Tensor | None]
+    tokens: list[Tensor]
+    entering: list[Tensor]
+    wanted: list[Tensor]
+    logits: Callable[[Tensor, Tensor], Tensor]
+    stored: torch.dtype = torch.float32
+    report: dict[str, float] = field(default_factory=dict)
+
+
 @runtime_checkable
 class Solver(Protocol):
     """A method that rounds one matrix."""
@@ -104,6 +131,31 @@ class Tuner(Protocol):
         """
 
 
+@runtime_checkable
+class Finisher(Protocol):
+    """A method that trains the whole model. steps, batch: as of tuners; weight_bytes: that it holds for every weight."""
+
+    needs: ClassVar[tuple[str, ...]]
+    weight_bytes: ClassVar[int]
+
+    @property
+    def steps(self) -> int: ...
+    @property
+    def batch(self) -> int: ...
+
+    def refusal(self, format: Format) -> str:
+        """Why it cannot train matrices in `format`; "" where it can."""
+
+    def finish(self, model: Model) -> None:
+        """Replace model.quantized and what stays in floats by better ones, the same in every run.
+
+        Puts "before" and "after" into model.report: losses on held-out windows.
+        """
+
+
+VERBS = ("rewrite", "solve", "tune", "finish")
+
+
 @functools.cache
 def get(name: str) -> type[Method]:
     """The class of the method called `name`. Raises RequestError with the nearest names."""
@@ -125,5 +177,5 @@ def name_of(method: Link) -> str:
 
 
 def verb(method: object) -> str:
-    """The one verb of a method: "rewrite", "solve", "tune", or "" for a declaration."""
-    return next((v for v in ("rewrite", "solve", "tune") if hasattr(method, v)), "")
+    """The one verb of a method: "rewrite", "solve", "tune", "finish", or "" for a declaration."""
+    return next((v for v in VERBS if hasattr(method, v)), "")

@@ -1,4 +1,4 @@
-"""_training - what all tuners do with a block once they know what is trained: descend, and keep what is better."""
+"""_training - what tuners and finishers do once they know what is trained: descend, and keep what is better."""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol
@@ -6,8 +6,8 @@ from typing import Protocol
 from torch import Tensor
 
 from lowbit.formats import Quantized
-from lowbit.methods import Block
-from lowbit.solvers import tuning
+from lowbit.methods import Block, Model
+from lowbit.solvers import trained, tuning, whole
 from lowbit.solvers.trained import Piece, Trained
 from lowbit.solvers.tuning import Settings
 
@@ -43,3 +43,26 @@ def train(
     for name, piece in floats.items():
         parameter = block.module.get_parameter(name)
         parameter.data = piece.value().detach().to(parameter.dtype)
+
+
+def floats(model: Model, rate: float) -> dict[str, Piece]:
+    """All norm weights and biases of the blocks, by full name."""
+    found = [trained.floats(block, rate, model.stored) for block in model.blocks]
+    return {f"{name}.{n}": piece for name, pieces in zip(model.names, found, strict=True) for n, piece in pieces.items()}
+
+
+def finish(
+    model: Model, matrices: Mapping[str, Matrix], floats: Mapping[str, Piece], loss: whole.Loss, settings: Settings
+) -> None:
+    """Train `matrices` and `floats`, by full name, of a whole model; change it if that is better."""
+    pieces = {f"{name}.weight": matrix for name, matrix in matrices.items()} | dict(floats)
+    start = {f"{name}.weight": q.decode for name, q in (model.fixed | model.quantized).items()}
+    stack = whole.Stack(model.blocks, model.names, model.kwargs)
+    columns = (model.entering, model.wanted, model.tokens)
+    outcome = whole.run(stack, start, pieces, columns, lambda *batch: loss(model.logits, *batch), settings)
+    model.report |= {"before": outcome.before, "after": outcome.after}
+    if not outcome.better:
+        return
+    model.quantized.update({name: matrix.quantized() for name, matrix in matrices.items()})
+    for name, piece in floats.items():
+        stack.set(name, piece.value().detach())

@@ -30,7 +30,7 @@ def check(targets: Iterable[Target]) -> None:
     for target in targets:
         if target.role not in OUTSIDE:
             continue
-        for method in (*target.transforms, *target.tuners):
+        for method in (*target.transforms, *target.tuners, *target.finishers):
             step, name = step_text(method, target.role), name_of(method)  # type: ignore[arg-type]
             fact = f"{name} works on decoder blocks, {target.name} is in none"
             raise RecipeError(f"{step}: {fact}. Name a solver: rtn({target.format})@{target.role}.")

@@ -57,9 +57,9 @@ class Journal:
     def __contains__(self, step: str) -> bool:
         return any(line["step"] == step for line in self.steps)
 
-    def add(self, step: str, rows: list[dict[str, Any]]) -> None:
-        """Note a finished step and the rows of its matrices; its shard must already be on the disk."""
-        self.steps.append({"step": step, "rows": rows})
+    def add(self, step: str, rows: list[dict[str, Any]], told: dict[str, Any] | None = None) -> None:
+        """Note a finished step, the rows of its matrices and what else it tells; its shard must already be on the disk."""
+        self.steps.append({"step": step, "rows": rows, **({"told": told} if told else {})})
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(self.steps[-1]) + "\n")
             file.flush()

@@ -22,6 +22,7 @@ from lowbit.core.device import available_memory, peak_memory, return_freed_memor
 from lowbit.core.errors import CapacityError, CheckpointError, RequestError
 from lowbit.layers.loading import load
 from lowbit.pipeline import admission, blocks, budgeted, closing, ends, journal, text
+from lowbit.pipeline.finishing import Finishing
 from lowbit.pipeline.progress import Progress
 from lowbit.pipeline.request import Request, Result
 from lowbit.pipeline.source import Source, tokenizer_of
@@ -68,6 +69,7 @@ class Run:
         self.out = Path(request.out or f"{Path(request.model).name}-{self.plan.label()}")
         self.work = self.out.with_name(self.out.name + ".partial")
         self.writer = Writer(self.work, self.source, self.plan.formats, self.plan.activations)
+        self.finishing = Finishing(self.source, self.plan, self.writer, progress)
         self.compute = torch.float32 if self.device.type == "cpu" else self.source.dtype
         if self.length > self.source.context:
             raise RequestError(
@@ -92,6 +94,7 @@ class Run:
         book = journal.Journal(self.work, self.task(result))
         self.stream(tokens.tokens if tokens else None, book)
         result.layers = [row for step in book.steps for row in step["rows"]]
+        result.finished = [step["told"] for step in book.steps if "told" in step]
         self.writer.complete()
         result.check = self.check()
         self.describe(result)
@@ -153,7 +156,8 @@ class Run:
 
     def stream(self, tokens: Tensor | None, book: journal.Journal) -> None:
         """Do all steps that the journal does not hold yet."""
-        steps = self.writer.steps
+        self.finishing.resume(book)
+        steps = [*self.writer.steps, *self.finishing.steps]
         if all(step in book for step in steps):
             return
         batches = () if tokens is None else tokens.split(max(1, BATCH_TOKENS[self.device.type] // tokens.shape[1]))
@@ -161,9 +165,11 @@ class Run:
         try:
             if self.source.embed in steps:
                 self.end(self.source.embed, book, Stats)
-            streams, kwargs = self.enter(batches)
+            entered, kwargs = streams, kwargs = self.enter(batches)
             for index in range(len(self.source.blocks)):
                 streams = self.block(index, streams, kwargs[index], book)
+            if self.finishing:
+                streams = self.finishing.run(book, batches, entered[0], streams, kwargs, self.device, self.compute)
             if self.source.head in steps:
                 self.end(self.source.head, book, lambda: self.head_statistics(batches, streams))
         finally:

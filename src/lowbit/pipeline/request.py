@@ -26,7 +26,8 @@ class Request:
 
 @dataclass
 class Result:
-    """What became of it. layers: a row a matrix. check: held-out divergence of the written folder. bytes: of its files.
+    """What became of it. layers: a row a matrix. finished: a row a finisher. check: held-out divergence of the
+    written folder. bytes: of its files.
 
     outlook: the estimates before any work. seconds, peak_memory (bytes): of the process.
     """
@@ -41,6 +42,7 @@ class Result:
     seconds: float = 0.0
     peak_memory: int = 0
     layers: list[dict[str, Any]] = field(default_factory=list)
+    finished: list[dict[str, Any]] = field(default_factory=list)
     check: dict[str, Any] = field(default_factory=dict)
     calibration: dict[str, Any] = field(default_factory=dict)
     outlook: dict[str, Any] = field(default_factory=dict)

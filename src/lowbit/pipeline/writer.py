@@ -81,28 +81,32 @@ class Writer:
         """Whether the head gets a matrix in the files that it had not."""
         return bool(self.ends) and self.source.tied and f"{self.source.head}.weight" not in self.source.stored.originals
 
-    def write(self, index: int, module: nn.Module, matrices: Mapping[str, Quantized]) -> None:
-        """Write one block, matrices by their name in it. Raises CheckpointError when a bit differs."""
+    def write(self, index: int, module: nn.Module, matrices: Mapping[str, Quantized], folder: Path | None = None) -> None:
+        """Write one block, matrices by their name in it, into another folder if one is given.
+
+        Raises CheckpointError when a bit differs.
+        """
         prefix, names = self.source.prefix(index), self.source.stored
         floats = {
             names.originals[f"{prefix}.{n}"]: p.data.to(self.source.dtype)
             for n, p in module.named_parameters()
             if n.removesuffix(".weight") not in matrices
         }
-        self._write(prefix, floats, {f"{prefix}.{name}": quantized for name, quantized in matrices.items()})
+        path = (folder or self.work) / self.shard(prefix).name
+        self._write(path, floats, {f"{prefix}.{name}": quantized for name, quantized in matrices.items()})
 
     def write_end(self, name: str, quantized: Quantized) -> None:
         """Write the embedding or the head. Raises CheckpointError when a bit differs."""
-        self._write(name, {}, {name: quantized})
+        self._write(self.shard(name), {}, {name: quantized})
 
-    def _write(self, step: str, floats: dict[str, Tensor], matrices: Mapping[str, Quantized]) -> None:
+    def _write(self, path: Path, floats: dict[str, Tensor], matrices: Mapping[str, Quantized]) -> None:
         """Write a shard, read its matrices (by full name) back and compare them."""
         tensors = dict(floats)
         for name, quantized in matrices.items():
             told = self.source.stored.original(name), quantized, self.source.dtype
             tensors |= self.form.tensors(*told, activation=self.activations.get(name))
-        checkpoints.write_shard(self.shard(step), tensors)
-        with checkpoints.Shard(self.shard(step)) as shard:
+        checkpoints.write_shard(path, tensors)
+        with checkpoints.Shard(path) as shard:
             for name, quantized in matrices.items():
                 self._same(name, self._read(shard, name), quantized)
 
@@ -132,6 +136,17 @@ class Writer:
             prefix = self.source.prefix(index)
             module = blocks.load(self.source.blocks[index], prefix, get, device, dtype)
             return acting.attach(module, acting.inside(self.activations, prefix))
+
+    def matrices(self, index: int, device: torch.device) -> dict[str, Quantized]:
+        """The packed matrices of a finished block by full name, as they are on the disk."""
+        prefix = self.source.prefix(index)
+        names = [name for name in self.formats if name.startswith(f"{prefix}.")]
+        with checkpoints.Shard(self.shard(prefix)) as shard:
+            found = {name: self._read(shard, name) for name in names}
+        return {
+            n: Quantized(q.format, q.codes.to(device), {k: p.to(device) for k, p in q.parts.items()}, q.shape)
+            for n, q in found.items()
+        }
 
     def end(self, name: str) -> Quantized:
         """A finished embedding or head as it is on the disk."""

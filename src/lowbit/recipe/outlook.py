@@ -12,6 +12,8 @@ SEARCH, FEEDBACK = 5_000, 20_000
 """Operations on one weight, counted at the speed of a matrix product: of a search for scales, of a solver with statistics."""
 TUNED, TUNED_COPIES = 2_000, 14
 """Of a tuner: operations on one weight in a step, beside forward and backward, and float32 copies of a block."""
+WHOLE_STEPS = 8.0
+"""Of a finisher: operations on a weight and a token, forward, again, and backward."""
 CHECK_TOKENS = 2 * 4 * 2048
 """Tokens of the closing check: two models, four windows."""
 TRIAL_TOKENS = 80_000
@@ -37,6 +39,20 @@ def peak_memory(plan: "Plan", tokens: int, window: int, hidden: int, block_weigh
     return OVERHEAD + streams + max(forward, training) + 10 * block_weights + (4 * 4 * widest**2 if tokens else 0)
 
 
+def finishing_memory(plan: "Plan", tokens: int, window: int, hidden: int, block_weights: int, blocks: int) -> int:
+    """Bytes that finishers take: codes, what is trained, one block's weights and gradients, hidden states between blocks.
+
+    Streams: what enters the first block, and what leaves the original's last one.
+    """
+    widest, least = max(t.shape[1] for t in plan.rows), sum(t.bytes for t in plan.rows)
+    taken = 0
+    for method, weights in plan.finishers.items():
+        step = min(method.batch * window, tokens)
+        inside = 4 * (6 * block_weights + step * (16 * hidden + 6 * widest))
+        taken = max(taken, method.weight_bytes * weights + inside + 4 * step * hidden * blocks)
+    return OVERHEAD + taken + least + 4 * 3 * tokens * hidden if taken else 0
+
+
 def operations(plan: "Plan", tokens: int, window: int, weights: int) -> float:
     """Operations of the run: forwards, second moments and their factors, rounding, training, the closing check."""
     rows = plan.rows
@@ -46,5 +62,6 @@ def operations(plan: "Plan", tokens: int, window: int, weights: int) -> float:
     shared = {(t.layer, t.role, t.shape[1]): t.shape[1] for t in rows} if tokens else {}
     moments = sum(2.0 * tokens * n**2 + 3.0 * n**3 for n in shared.values())
     training = sum(t.steps * weights * (6.0 * min(t.batch * window, tokens) + TUNED) for t in plan.tuners)
+    training += sum(m.steps * WHOLE_STEPS * weights * min(m.batch * window, tokens) for m in plan.finishers)
     # a tuner measures its held-out windows ten times and the stream goes once more through the tuned block
     return 2.0 * (passes + 2 * tokens * len(plan.tuners)) * weights + rounding + moments + training

@@ -4,7 +4,7 @@ In / Out  Recipe, linears (name, shape [out, in], role, layer) -> Plan: a Target
 Idea      The last solver that covers a linear rounds it, so a narrower later selector overrides; a later one that leaves an
           earlier one nothing is an error. Every transform that covers it comes first. A linear that a transform with a format
           covers and no solver does is rounded by rtn with searched scales in that format: `awq(int4-g128)` is whole. So is
-          `autoround(int2-g128)`: a tuner with a format says what solves before it. Tuners come last.
+          `autoround(int2-g128)`: a tuner with a format says what solves before it. Tuners come after that, finishers last.
           Embeddings and the head are covered only by name: @head, @embed or a glob.
 """
 
@@ -18,8 +18,8 @@ from lowbit.core.chain import Link
 from lowbit.core.errors import RecipeError, ShapeError
 from lowbit.formats import Format
 from lowbit.kernels.activation import Activation
-from lowbit.methods import Solver, Transform, Tuner, name_of, verb
-from lowbit.recipe import outlook
+from lowbit.methods import Finisher, Solver, Transform, Tuner, name_of, verb
+from lowbit.recipe import outlook, training
 from lowbit.recipe.grammar import Recipe, step_text
 from lowbit.recipe.selection import OUTSIDE, Linear, covers, inventory
 
@@ -38,6 +38,7 @@ class Target:
     format: Format
     transforms: tuple[Transform, ...] = ()
     tuners: tuple[Tuner, ...] = ()
+    finishers: tuple[Finisher, ...] = ()
     activation: Activation | None = None
     """How its inputs are rounded; None: not at all."""
 
@@ -56,7 +57,7 @@ class Target:
 
     def row(self) -> dict[str, Any]:
         """The line of this linear in a dry run."""
-        steps = [name_of(m) for m in (*self.transforms, self.solver, *self.tuners)]  # type: ignore[arg-type]
+        steps = [name_of(m) for m in (*self.transforms, self.solver, *self.tuners, *self.finishers)]  # type: ignore[arg-type]
         return {
             "name": self.name,
             "shape": list(self.shape),
@@ -124,21 +125,25 @@ class Plan:
     @property
     def needs_data(self) -> bool:
         """Whether a calibration text is needed."""
-        return bool(self.needs or self.tuners)
+        return bool(self.needs or self.tuners or self.finishers)
 
     @cached_property
-    def tuners(self) -> dict[Tuner, int]:
-        """The tuners, and how many weights each trains."""
-        found: dict[Tuner, int] = {}
-        for target in self.rows:
-            for tuner in target.tuners:
-                found[tuner] = found.get(tuner, 0) + target.weights
-        return found
+    def tuners(self) -> tuple[Tuner, ...]:
+        """The tuners in order."""
+        return tuple(dict.fromkeys(tuner for target in self.rows for tuner in target.tuners))
+
+    @cached_property
+    def finishers(self) -> dict[Finisher, int]:
+        """The finishers in order, and how many weights each trains."""
+        methods: list[Any] = [method for method, _ in self.recipe.steps if verb(method) == "finish"]
+        return {m: sum(t.weights for t in self.rows if m in t.finishers) for m in methods}
 
     @property
     def needs_reference(self) -> bool:
         """Whether a method wants the full-precision stream beside the quantized one."""
-        return bool(self.tuners) or any(getattr(statistics.shelf.get(need), "NEEDS_REFERENCE", False) for need in self.needs)
+        return bool(self.tuners or self.finishers) or any(
+            getattr(statistics.shelf.get(need), "NEEDS_REFERENCE", False) for need in self.needs
+        )
 
     def label(self) -> str:
         """A short name for the result: its format, or its mean bits where it has several."""
@@ -160,7 +165,11 @@ class Plan:
             "weights": self.weights,
             "bytes": sum(t.bytes for t in self.rows),
             "bits_per_weight": self.bits_per_weight,
-            "peak_memory": outlook.peak_memory(self, tokens, window, hidden, block_weights) + outside_bytes,
+            "peak_memory": outside_bytes
+            + max(
+                outlook.peak_memory(self, tokens, window, hidden, block_weights),
+                outlook.finishing_memory(self, tokens, window, hidden, block_weights, blocks),
+            ),
             "seconds": outlook.operations(self, tokens, window, block_weights * blocks) / flops,
         }
 
@@ -170,7 +179,7 @@ def _target(recipe: Recipe, linear: Linear) -> Target | None:
     found = [method for method, selector in recipe.steps if covers(selector, linear)]
     transforms = tuple(m for m in found if verb(m) == "rewrite")
     solvers = [m for m in found if verb(m) == "solve"]
-    tuners = [m for m in found if verb(m) == "tune"]
+    tuners, finishers = ([m for m in found if verb(m) == name] for name in ("tune", "finish"))
     carried = [m for m in (*transforms, *tuners) if getattr(m, "format", "")]
     if not solvers and not carried:
         return None
@@ -182,10 +191,10 @@ def _target(recipe: Recipe, linear: Linear) -> Target | None:
         out, inputs = linear.shape
         reason = str(error).partition(": ")[2]
         raise ShapeError(f"{step_text(solver)} cannot take {linear.name} [{out}, {inputs}]: {reason}") from error
-    for tuner in tuners:
-        _check_tuner(tuner, linear, format)
-    activation = _activation(found, linear)
-    return Target(linear.name, linear.shape, linear.role, linear.layer, solver, format, transforms, tuple(tuners), activation)  # type: ignore[arg-type]
+    for tuner in (*tuners, *finishers):
+        training.check(tuner, linear, format)
+    methods_ = solver, format, transforms, tuple(tuners), tuple(finishers)
+    return Target(linear.name, linear.shape, linear.role, linear.layer, *methods_, _activation(found, linear))  # type: ignore[arg-type]
 
 
 def _activation(found: Sequence[Any], linear: Linear) -> Activation | None:
@@ -207,32 +216,16 @@ def _rounding(method: Any) -> Link:
     return make(format=method.format) if verb(method) == "tune" else make(format=method.format, search="weighted")
 
 
-def _check_tuner(tuner: Any, linear: Linear, format: Format) -> None:
-    """A tuner trains linears of blocks, in the format that they have, and one that it knows."""
-    step = step_text(tuner)
-    if linear.role in OUTSIDE:
-        raise RecipeError(f"{step}: {linear.name} is in no decoder block, which is what tuners train. Narrow the selector.")
-    own = getattr(tuner, "format", "")
-    if own and formats.parse(own) != format:
-        raise RecipeError(f"{step}: {linear.name} is rounded to {format} before. Leave {own} out, or name {format}.")
-    reason = tuner.refusal(format)
-    if reason:
-        raise RecipeError(f"{step} cannot tune {linear.name} in {format}: {reason}.")
-
-
 def _check_cover(recipe: Recipe, linears: Sequence[Linear]) -> None:
     """Every selector finds a linear, and no solver loses all of its linears to one later solver."""
     solved: list[tuple[str, set[str]]] = []
-    tuned = ""
+    trained: dict[str, str] = {}
     for method, selector in recipe.steps:
         step = step_text(method, selector)
         found = {linear.name for linear in linears if covers(selector, linear)}
         if not found:
             raise RecipeError(f"{step}: this selects none of the model's {len(linears)} linears. It has {inventory(linears)}.")
-        if verb(method) == "tune":
-            tuned = step
-        elif tuned and verb(method):
-            raise RecipeError(f"{recipe}: {tuned} trains what solvers have rounded. Put {step} before it.")
+        training.check_order(recipe, method, step, trained)
         if verb(method) == "solve":
             for rival, names in solved:
                 if names <= found:

@@ -1,9 +1,9 @@
 """continuous - a solved matrix as a function of its real numbers: scales, zeros, tables, factors of its basis; codes stay.
 
 In / Out  Quantized -> a piece for solvers/tuning.py: what is trained, the matrix that it stands for, and that to be stored.
-Idea      Where a format's scales can be set one by one (`rescale` in its file) a factor of each is trained; what a file names in
-          TRAINED is trained as it is, and so are the parts that a side names. The value is decoded from what would be stored,
-          and passes its gradients on as if nothing had been rounded.
+Idea      Where a format's scales can be set one by one (`rescale` in its file) a factor of each is trained; what a file names
+          in TRAINED is trained as it is, and so are the parts that a side names. The value is decoded from what would be
+          stored, and passes its gradients on as if nothing had been rounded.
 """
 
 import torch

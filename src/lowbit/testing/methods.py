@@ -8,6 +8,7 @@ import dataclasses
 import inspect
 import math
 import sys
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 from lowbit import formats, methods, statistics
 from lowbit.core.errors import FormatError
 from lowbit.formats import Format, Quantized
-from lowbit.methods import Block, Method
+from lowbit.methods import Block, Method, Model
+from lowbit.solvers import whole
 from lowbit.statistics import Collecting, Stats
 from lowbit.testing.solvers import layer
 
@@ -32,12 +34,17 @@ def tuners() -> list[str]:
     return [name for name in methods.shelf.names() if methods.verb(methods.get(name)) == "tune"]
 
 
+def finishers() -> list[str]:
+    """The methods that train a whole model."""
+    return [name for name in methods.shelf.names() if methods.verb(methods.get(name)) == "finish"]
+
+
 def check_declaration(name: str) -> None:
     """A frozen dataclass with defaults, one verb at most, statistics that exist, a header, at most 200 lines."""
     method = methods.get(name)
     made = method()
     assert vars(method)["__dataclass_params__"].frozen, f"{name}: the dataclass is not frozen"
-    verbs = [v for v in ("rewrite", "solve", "tune") if hasattr(method, v)]
+    verbs = [v for v in methods.VERBS if hasattr(method, v)]
     assert len(verbs) <= 1, f"{name}: {len(verbs)} verbs"
     for need in made.needs:
         assert need in statistics.shelf, f"{name} needs '{need}', which is no statistic"
@@ -145,11 +152,16 @@ def _solved_block(format: Format, seed: int = 0) -> tuple[Block, list[Tensor], l
     return block, inputs, targets
 
 
-def _tuned(name: str, format: Format, **changes: float) -> tuple[Block, float, float]:
-    """A tuned block, and its mean squared error with what it was and what is stored now."""
+def _set(name: str, changes: Mapping[str, float]) -> Method:
+    """A method with those of the changes that are fields of it."""
     method = methods.get(name)()
     known = {field.name for field in dataclasses.fields(method)}  # type: ignore[arg-type]
-    method = dataclasses.replace(method, **{k: v for k, v in changes.items() if k in known})  # type: ignore[type-var]
+    return dataclasses.replace(method, **{k: v for k, v in changes.items() if k in known})  # type: ignore[type-var]
+
+
+def _tuned(name: str, format: Format, **changes: float) -> tuple[Block, float, float]:
+    """A tuned block, and its mean squared error with what it was and what is stored now."""
+    method = _set(name, changes)
     block, inputs, targets = _solved_block(format)
     start = copy.deepcopy(block.module)
     with torch.no_grad():  # as the pipeline calls it
@@ -163,9 +175,14 @@ def _tuned(name: str, format: Format, **changes: float) -> tuple[Block, float, f
     return block, errors[0], errors[1]
 
 
+def _trainable(name: str) -> Format:
+    """A format that a tuner or finisher takes."""
+    return next(f for f in map(formats.parse, ("int3-g64-asym", "int3-g64")) if not methods.get(name)().refusal(f))  # type: ignore[attr-defined]
+
+
 def check_tuner(name: str) -> None:
     """Few gentle steps make the block better; the formats stay; two runs give the same bytes; absurd steps change nothing."""
-    format = next(f for f in map(formats.parse, ("int3-g64-asym", "int3-g64")) if not methods.get(name)().refusal(f))  # type: ignore[attr-defined]
+    format = _trainable(name)
     block, before, after = _tuned(name, format, steps=20, batch=4)
     assert after < before, f"{name}: the error was {before:.4g}, it is {after:.4g}"
     assert block.report["after"] < block.report["before"], f"{name}: it says {block.report}"
@@ -179,3 +196,59 @@ def check_tuner(name: str) -> None:
         assert all(torch.equal(v, other.parts[k]) for k, v in quantized.parts.items()), f"{name}: two runs, other scales"
     _, before, after = _tuned(name, format, steps=3, batch=4, rate=1e6)
     assert after == before, f"{name}: the error was {before:.4g}; steps that are too large made it {after:.4g}"
+
+
+def _whole(format: Format) -> tuple[Model, Callable[[Model], float]]:
+    """Two quantized blocks with a head, 12 windows of tokens, and a function that tells how far the model is off, in nats."""
+    torch.manual_seed(0)
+    names, blocks, originals = ["layers.0", "layers.1"], [_Layer(), _Layer()], dict[str, Tensor]()
+    book, head = torch.randn(50, 64), torch.randn(50, 64) * 0.3
+    tokens = [torch.randint(50, (count, 32)) for count in (8, 4)]
+    entering = [book[batch] for batch in tokens]
+    wanted = [blocks[1](blocks[0](x, gain=2.0), gain=2.0).detach() for x in entering]
+    matrices = {}
+    for name, block in zip(names, blocks, strict=True):
+        block.requires_grad_(False)
+        for leaf in ("up", "down"):
+            weight = block.get_parameter(f"{leaf}.weight")
+            originals[f"{name}.{leaf}"] = weight.data
+            matrices[f"{name}.{leaf}"] = format.fit(weight.data, search=False).quantize(weight.data)
+            weight.data = torch.zeros_like(weight)
+    model = Model(
+        list[nn.Module](blocks), names, [{"gain": 2.0}] * 2, matrices, {}, originals.get, tokens, entering, wanted,
+        lambda row, hidden: hidden @ head.T,
+    )  # fmt: skip
+
+    def off(model: Model) -> float:
+        values = {f"{name}.weight": q.decode for name, q in model.quantized.items()}
+        stack = whole.Stack(model.blocks, model.names, model.kwargs)
+        batches = zip(tokens, entering, wanted, strict=True)
+        with torch.no_grad():
+            return sum(float(whole.divergence(model.logits, stack.run(x, values), y, t)) * len(t) for t, x, y in batches) / 12
+
+    return model, off
+
+
+def check_finisher(name: str) -> None:
+    """Few gentle steps bring a model nearer to the original; the formats stay; two runs agree; absurd steps change nothing."""
+    format, changes = _trainable(name), {"steps": 20, "batch": 4}
+    found = list[Model]()
+    for _ in range(2):
+        model, off = _whole(format)
+        before = off(model)
+        with torch.no_grad():  # as the pipeline calls it
+            _set(name, changes).finish(model)  # type: ignore[attr-defined]
+        found.append(model)
+    after, report = off(model), model.report
+    assert after < before, f"{name}: the divergence was {before:.4g}, it is {after:.4g}"
+    assert report["after"] < report["before"], f"{name}: it says {report}"
+    assert {q.format for q in model.quantized.values()} == {format}, f"{name}: another format"
+    assert not any(p.requires_grad for b in model.blocks for p in b.parameters()), f"{name}: gradients are left on"
+    for matrix, quantized in model.quantized.items():
+        other = found[0].quantized[matrix]
+        assert torch.equal(quantized.codes, other.codes), f"{name}: two runs give other codes"
+        assert all(torch.equal(v, other.parts[k]) for k, v in quantized.parts.items()), f"{name}: two runs, other parts"
+    model, off = _whole(format)
+    with torch.no_grad():
+        _set(name, {"steps": 3, "batch": 4, "rate": 1e6}).finish(model)  # type: ignore[attr-defined]
+    assert off(model) == before, f"{name}: steps that are too large changed the model"

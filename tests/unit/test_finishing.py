@@ -1,0 +1,158 @@
+"""Finishers: the loss is the measured one, what is written is what was trained, killed runs end in the same bytes."""
+
+import hashlib
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import lowbit
+from lowbit.core.errors import CapacityError, RecipeError
+from lowbit.pipeline import quantize as running
+from lowbit.pipeline.finishing import Finishing
+from lowbit.pipeline.progress import Silent
+from lowbit.recipe import Recipe
+from lowbit.recipe.plan import Plan
+from lowbit.solvers import whole
+from lowbit.statistics._divergence import Divergence
+from lowbit.testing._tiny import tiny
+
+SMALL: dict[str, Any] = {"samples": 4, "length": 64}
+STEPS = "(steps=8, batch=3, rate=0.01)"
+
+
+def digest(folder: Path) -> str:
+    """One hash over the names and bytes of all files."""
+    found = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        found.update(file.name.encode() + file.read_bytes())
+    return found.hexdigest()
+
+
+class Killed(Exception):
+    """Stands for the end of the process."""
+
+
+class KillAfter(Silent):
+    """Ends the run when so many steps are done."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    def block(self, index: int, error: float | None, seconds: float) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise Killed
+
+
+def test_losses_are_the_measured_ones() -> None:
+    torch.manual_seed(0)
+    tokens, ours, theirs, head = torch.randint(40, (3, 17)), torch.randn(3, 17, 8), torch.randn(3, 17, 8), torch.randn(8, 40)
+    logits = lambda row, hidden: hidden @ head  # noqa: E731
+    measured = Divergence()
+    for row, q, p in zip(tokens, ours @ head, theirs @ head, strict=True):
+        measured.add(row, q, p)
+    told = measured.summary()
+    assert float(whole.divergence(logits, ours, theirs, tokens)) == pytest.approx(told["kl"], rel=1e-5)
+    assert float(whole.likelihood(logits, ours, theirs, tokens).exp()) == pytest.approx(told["perplexity"], rel=1e-5)
+
+
+def test_gradients_are_those_of_one_graph() -> None:
+    """Checkpoints between blocks and windows change no gradient."""
+    torch.manual_seed(0)
+    blocks = [torch.nn.Linear(8, 8), torch.nn.Linear(8, 8)]
+    names, head = ["a", "b"], torch.randn(8, 20)
+    weights = {f"{n}.weight": torch.randn(8, 8, requires_grad=True) for n in names}
+    x, y, tokens = torch.randn(2, 5, 8), torch.randn(2, 5, 8), torch.randint(20, (2, 5))
+    stack = whole.Stack(blocks, names, [{}, {}])
+    out = stack.run(x, {n: w.clone for n, w in weights.items()})
+    found = torch.autograd.grad(whole.divergence(lambda _, h: h @ head, out, y, tokens), list(weights.values()))
+    plain = (x @ weights["a.weight"].T + blocks[0].bias) @ weights["b.weight"].T + blocks[1].bias
+    p, q = (y @ head).log_softmax(-1), (plain @ head).log_softmax(-1)
+    wanted = torch.autograd.grad((p.exp() * (p - q)).sum(-1).mean(), list(weights.values()))
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(found, wanted, strict=True))
+
+
+@pytest.mark.parametrize("recipe", [f"rtn(int2-g64) + kl_tuning{STEPS}", f"rtn(int2-g64-asym) + kl_rounding{STEPS}"])
+def test_resume_gives_the_same_bytes(tiny_llama: Path, tmp_path: Path, recipe: str) -> None:
+    result = lowbit.quantize(str(tiny_llama), recipe, str(tmp_path / "whole"), **SMALL)
+    (told,) = result.finished
+    assert told["after"] < told["before"], "nothing was learned"
+    for after in (1, 2):
+        folder = tmp_path / f"killed{after}"
+        with pytest.raises(Killed):
+            lowbit.quantize(str(tiny_llama), recipe, str(folder), progress=KillAfter(after), **SMALL)
+        lowbit.quantize(str(tiny_llama), recipe, str(folder), **SMALL)
+        assert digest(tmp_path / "whole") == digest(folder)
+
+
+@pytest.mark.parametrize("moment", ["_write", "_adopt"])
+def test_a_kill_while_files_are_written(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
+    recipe = f"rtn(int3-g64) + gptq(int8-row)@head + kl_tuning{STEPS}@layers.0-1"
+    lowbit.quantize(str(tiny_llama), recipe, str(tmp_path / "whole"), **SMALL)
+    with monkeypatch.context() as patch:
+        real = getattr(Finishing, moment)
+
+        def dies(self: Finishing, *arguments: Any) -> None:
+            real(self, *arguments)
+            raise Killed
+
+        patch.setattr(Finishing, moment, dies)
+        with pytest.raises(Killed):
+            lowbit.quantize(str(tiny_llama), recipe, str(tmp_path / "killed"), **SMALL)
+    lowbit.quantize(str(tiny_llama), recipe, str(tmp_path / "killed"), **SMALL)
+    assert digest(tmp_path / "whole") == digest(tmp_path / "killed")
+
+
+@pytest.mark.parametrize("family", ["qwen3", "mixtral"])
+def test_other_families(tiny_llama: Path, tmp_path: Path, family: str) -> None:
+    folder = tmp_path / family
+    tiny(family, vocab_size=300).to(torch.bfloat16).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tiny_llama / name, folder / name)
+    result = lowbit.quantize(str(folder), f"rtn(int3-g16) + kl_tuning{STEPS}", str(tmp_path / "out"), **SMALL)
+    (told,) = result.finished
+    assert told["after"] < told["before"]
+    model = lowbit.load(tmp_path / "out")
+    assert bool(torch.isfinite(model(torch.arange(20)[None]).logits).all())
+
+
+class Line:
+    """A linear as the plan sees it."""
+
+    def __init__(self, name: str, role: str = "mlp") -> None:
+        self.name, self.shape, self.role, self.layer = name, (128, 128), role, 0
+
+
+def planned(recipe: str) -> Plan:
+    return Plan.make(Recipe.parse(recipe), [Line("model.layers.0.mlp.up_proj"), Line("lm_head", "head")])
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ("kl_tuning", "nothing here rounds"),
+        ("rtn(nf4-g64-dq) + kl_tuning", "cannot be set one by one"),
+        ("rtn(nf4-g64) + kl_rounding", "its values are nf4"),
+        ("kl_tuning + rtn(int4-g128)", r"Put rtn\(int4-g128\) before it"),
+        ("rtn(int4-g128) + kl_tuning + block_tuning", "trains the whole model when its blocks are done. Put block_tuning"),
+        ("rtn(int4-g128) + rtn(int8-row)@head + kl_tuning@head", "lm_head is in no decoder block"),
+    ],
+)
+def test_plans_that_are_refused(recipe: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        planned(recipe)
+
+
+def test_outlook_counts_the_whole_model(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {"tokens": 8192, "hidden": 128, "block_weights": 100_000, "outside_bytes": 0, "flops": 1e9}
+    plain, light, heavy = (
+        planned(r).outlook(blocks=20_000, **sizes)  # type: ignore[arg-type]
+        for r in ("gptq(int2-g128)", "gptq(int2-g128) + kl_tuning", "gptq(int2-g128) + kl_rounding(batch=4)")
+    )
+    assert plain["peak_memory"] < light["peak_memory"] < heavy["peak_memory"] and plain["seconds"] < light["seconds"]
+    monkeypatch.setattr(running, "available_memory", lambda device: 10_000)
+    with pytest.raises(CapacityError, match=r"kl_tuning: needs about .* GB of memory"):
+        lowbit.quantize(str(tiny_llama), "rtn(int4-g128) + kl_tuning", str(tmp_path / "out"), **SMALL)
