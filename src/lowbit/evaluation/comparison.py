@@ -7,7 +7,6 @@ Idea      Every quantization runs in a process of its own, so that its peak memo
 """
 
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ import torch
 
 from lowbit.core import errors
 from lowbit.evaluation import measure
+from lowbit.evaluation.fresh import Fresh
 from lowbit.layers.loading import load
 from lowbit.pipeline.progress import Progress
 from lowbit.pipeline.source import resolve, tokenizer_of
@@ -56,17 +56,20 @@ def compare(
             "texts": {n: measure.divergence(reference, t, reference).summary() for n, t in texts.items()},
         }
     ]
+    options = {"calibration": calibration, "samples": samples, "length": length, "seed": seed, "device": device}
+    arguments = [f"--{k}={v}" for k, v in options.items() if v is not None]
     progress.start("compare", len(recipes))
-    for index, sentence in enumerate(recipes):
-        start = time.perf_counter()
-        target = out / folder_name(sentence)
-        made = _made(original, sentence, target, calibration, samples, length, seed, device)
-        model = load(str(target), device=device)
-        row = {"recipe": sentence, **made, "bits_per_weight": measure.bits_per_weight(model), "path": str(target)}
-        model = model.float()
-        row["texts"] = {n: measure.divergence(model, t, reference).summary() for n, t in texts.items()}
-        rows.append(row)
-        progress.block(index, None, time.perf_counter() - start)
+    with Fresh() as fresh:
+        for index, sentence in enumerate(recipes):
+            start = time.perf_counter()
+            target = out / folder_name(sentence)
+            made = _made(fresh, original, sentence, target, arguments)
+            model = load(str(target), device=device)
+            row = {"recipe": sentence, **made, "bits_per_weight": measure.bits_per_weight(model), "path": str(target)}
+            model = model.float()
+            row["texts"] = {n: measure.divergence(model, t, reference).summary() for n, t in texts.items()}
+            rows.append(row)
+            progress.block(index, None, time.perf_counter() - start)
     progress.end()
     return {"original": original, "length": span, "calibration": calibration, "samples": samples, "seed": seed, "rows": rows}
 
@@ -76,32 +79,18 @@ def folder_name(sentence: str) -> str:
     return "".join(c if c.isalnum() or c in "-_.=+" else "" if c in " )" else "_" for c in sentence)
 
 
-def _made(
-    original: str,
-    sentence: str,
-    target: Path,
-    calibration: str,
-    samples: int | None,
-    length: int | None,
-    seed: int,
-    device: str | None,
-) -> dict[str, Any]:
+def _made(fresh: Fresh, original: str, sentence: str, target: Path, options: list[str]) -> dict[str, Any]:
     """What `lowbit quantize` says of the folder `target`, making it when it is not there."""
     kept = target / "comparison.json"
     if kept.exists():
         found: dict[str, Any] = json.loads(kept.read_text())
         return found
-    options = {"calibration": calibration, "samples": samples, "length": length, "seed": seed, "device": device}
-    arguments = [f"--{k}={v}" for k, v in options.items() if v is not None]
-    command = [sys.executable, "-m", "lowbit", "quantize", original, sentence, f"--out={target}", *arguments, "--json"]
     live = sys.stderr.isatty()  # then its own bar over blocks is seen
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=None if live else subprocess.PIPE, text=True)
-    if done.returncode:
-        told = (done.stderr or "").strip().splitlines()
-        kind = {2: errors.RequestError, 3: errors.CheckpointError, 4: errors.CapacityError}.get(
-            done.returncode, errors.LowbitError
-        )
-        raise kind(f"{sentence}: {told[-1].removeprefix('error: ') if told else f'ended with code {done.returncode}'}")
+    done = fresh.run(["quantize", original, sentence, f"--out={target}", *options, "--json"], live=live)
+    if done.code:
+        told = done.stderr.strip().splitlines()
+        kind = {2: errors.RequestError, 3: errors.CheckpointError, 4: errors.CapacityError}.get(done.code, errors.LowbitError)
+        raise kind(f"{sentence}: {told[-1].removeprefix('error: ') if told else f'ended with code {done.code}'}")
     result = json.loads(done.stdout)
     row = {k: result[k] for k in ("bytes", "seconds", "peak_memory", "layers", "sentence")}
     kept.write_text(json.dumps(row))

@@ -21,7 +21,8 @@ from lowbit.pipeline.source import Source
 from lowbit.pipeline.stream import first
 from lowbit.statistics._divergence import Divergence
 
-WINDOWS = 4
+WINDOWS, LENGTH = 4, 1024
+"""Of held-out text: windows, since their spread tells the error, and tokens in each."""
 
 
 def decoded(stored: checkpoints.Stored) -> Get:

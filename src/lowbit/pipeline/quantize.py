@@ -270,7 +270,7 @@ class Run:
         """Measure the written folder on held-out text."""
         tokenizer = tokenizer_of(self.source.folder.path)
         held_out = text.read("bundled", "evaluation")
-        windows = text.windows("bundled", held_out, tokenizer, min(self.length, text.LENGTH), closing.WINDOWS)
+        windows = text.windows("bundled", held_out, tokenizer, min(self.source.context, closing.LENGTH), closing.WINDOWS)
         return {
             "text": "bundled",
             **closing.measure(self.source, Folder(self.work), windows.tokens, self.device, self.progress),
