@@ -55,7 +55,7 @@ class Fresh:
 
 
 def serve() -> None:
-    """Fork a process for every line of stdin, and print the exit code of each when it ends."""
+    """Fork a process for every line of stdin, and write the exit code of each when it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the command that runs
     for name in IMPORTS:
         __import__(name)
@@ -64,7 +64,8 @@ def serve() -> None:
         child = os.fork()
         if child == 0:
             _become(**asked)
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+        sys.stdout.write(f"{os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])}\n")
+        sys.stdout.flush()
 
 
 def _become(arguments: list[str], stdout: str, stderr: str | None) -> None:
