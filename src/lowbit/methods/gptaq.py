@@ -10,7 +10,8 @@ Defaults  alpha 0.5, ridge 0.01: measured on lowbit-tiny (alpha 0.75: 0 to 4 % w
 Figures   lowbit-tiny, KL in milli-nats on books / docs / wikitext2: int4-g128 33.2 / 36.9 / 83.0, int4-g128-asym
           31.8 / 34.5 / 79.8, int3-g128-asym 127 / 138 / 285, int2-g128-asym 632 / 649 / 1105: 5 to 19 % below gptq.
 Traps     Costs a full-precision pass beside the quantized one. W* of few tokens is noise: with 11 (4) tokens an input a fixed
-          alpha of 0.5 was 5 % worse than none, hence t; with fewer tokens than inputs it is left out.
+          alpha of 0.5 was 5 % worse than none, hence t; with fewer tokens than inputs it is left out. Experts get none:
+          the two models send tokens to different ones.
 """
 
 from dataclasses import dataclass
@@ -43,10 +44,12 @@ class GPTAQ(Method):
 
     def solve(self, weight: Tensor, stats: Stats, format: Format) -> Quantized:
         moment, cross = stats.get("second_moment"), stats.get("cross_moment")
-        if moment is None or cross is None or not stats.tokens:
+        if moment is None or not stats.tokens:
             return grid.unseen(weight, format, "rtn(search=mse)")
         given, target = grid.problem(moment, stats.tokens), None
-        if stats.tokens >= weight.shape[1]:
+        if cross is None:
+            grid.uncorrected(given)
+        elif stats.tokens >= weight.shape[1]:
             share = stats.tokens / (stats.tokens + FEW * weight.shape[1])
             target = corrected(weight.float(), moment, cross, self.ridge, self.alpha * share)
         return grid.solve(weight, given, format, target=target, damp=self.damp, order=self.order, sweeps=self.sweeps)

@@ -36,9 +36,11 @@ class Qronos(Method):
 
     def solve(self, weight: Tensor, stats: Stats, format: Format) -> Quantized:
         moment, cross = stats.get("second_moment"), stats.get("cross_moment")
-        if moment is None or cross is None or not stats.tokens:
+        if moment is None or not stats.tokens:
             return grid.unseen(weight, format, "rtn(search=mse)")
-        given = grid.problem(moment, stats.tokens)
-        enough = stats.tokens >= weight.shape[1]
-        target = corrected(weight.float(), moment, cross, self.ridge) if enough else None
+        given, target = grid.problem(moment, stats.tokens), None
+        if cross is None:
+            grid.uncorrected(given)
+        elif stats.tokens >= weight.shape[1]:
+            target = corrected(weight.float(), moment, cross, self.ridge)
         return grid.solve(weight, given, format, target=target, damp=self.damp, order=self.order, sweeps=self.sweeps)

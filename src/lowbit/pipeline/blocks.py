@@ -27,7 +27,7 @@ from lowbit.pipeline import activations, tuned
 from lowbit.pipeline.progress import Progress
 from lowbit.pipeline.stream import Paused, first
 from lowbit.recipe.plan import Target
-from lowbit.statistics import Collecting, Stats
+from lowbit.statistics import Collecting, Stats, Weighed, needs_reference, weighted
 
 Get = Callable[[str], Tensor]
 SAMPLE_WINDOWS = 8
@@ -57,7 +57,8 @@ def load(skeleton: nn.Module, prefix: str, get: Get, device: torch.device, dtype
 @dataclass
 class Job:
     """What it takes to quantize one block. targets: by name inside the block. kwargs: beside hidden states. batches: the
-    stream that enters, references: the full-precision stream (None: no method asks for it)."""
+    stream that enters, references: the full-precision stream (None: no method asks for it). gradients: statistics from them, by
+    linear."""
 
     index: int
     prefix: str
@@ -70,6 +71,7 @@ class Job:
     stored: torch.dtype
     heads: tuple[int, int]
     progress: Progress
+    gradients: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
 
 @dataclass
@@ -99,7 +101,7 @@ def run(job: Job) -> Done:
     _settle(job)
     if not job.batches:
         for names in stages:
-            _solve(job, names, {names[0]: Stats()}, done)
+            _solve(job, names, {}, done)
         return done
     original = copy.deepcopy(job.module) if job.references is not None else None
     activations.attach(job.module, {name: target.activation for name, target in job.targets.items() if target.activation})
@@ -183,48 +185,71 @@ def _collect(job: Job, stages: list[list[str]], needs: tuple[str, ...]) -> dict[
 
 
 def _collectors(job: Job, names: Sequence[str], needs: tuple[str, ...]) -> dict[str, Collecting]:
-    device = job.batches[0].device
-    return {key: Collecting(needs, job.module.get_submodule(key).in_features, device) for key in shares(names)}  # type: ignore[arg-type]
+    """A collector for each shared input. Experts get no reference: the two streams send different tokens to one of them."""
+    device, found = job.batches[0].device, {}
+    alone = tuple(need for need in needs if not needs_reference([need]))
+    for key in shares(names):
+        size: int = job.module.get_submodule(key).in_features  # type: ignore[assignment]
+        found[key] = Collecting(alone if ".experts." in key else needs, size, device)
+    return found
 
 
 def _stage_statistics(job: Job, runs: Paused, shadow: Paused | None, number: int, names: Sequence[str]) -> dict[str, Stats]:
     needs = tuple(sorted({need for name in names for need in job.targets[name].solver.needs}))
-    collecting = _collectors(job, names, needs)
+    collecting, weighed = _collectors(job, names, needs), _weighed(job, names)
     references = shadow.inputs(number) if shadow else None
     for _, inputs in runs.inputs(number):
         beside: Mapping[str, Tensor] = next(references)[1] if references else {}
         for name, x in inputs.items():
-            collecting[name].add(x, beside.get(name))
-    return {key: c.stats() for key, c in collecting.items()}
+            collecting[name].add(x, beside.get(name) if collecting[name].reference else None)
+        for key, members in shares(names).items():
+            for member in filter(weighed.__contains__, members):
+                weighed[member].add(inputs[key])
+    found = {}
+    for key, members in shares(names).items():
+        stats = collecting[key].stats()
+        for member in members:
+            own = job.gradients.get(member, {}) | (weighed[member].values() if member in weighed else {})
+            found[member] = Stats(stats.tokens, stats.values | own)
+    return found
+
+
+def _weighed(job: Job, names: Sequence[str]) -> dict[str, Weighed]:
+    """The collectors of linears whose tokens do not count alike."""
+    found, device = {}, job.batches[0].device
+    for name in names:
+        needs = tuple(job.targets[name].solver.needs)
+        if name in job.gradients and any(map(weighted, needs)):
+            found[name] = Weighed(needs, job.gradients[name], job.module.get_submodule(name).in_features, device)  # type: ignore[arg-type]
+    return found
 
 
 def _solve(job: Job, names: Sequence[str], stats: dict[str, Stats], done: Done) -> None:
     """Round the matrices of one stage and put the rounded weights in place."""
     whole = Stats()
-    for key, members in shares(names).items():
-        for name in members:
-            start = time.perf_counter()
-            linear = job.module.get_submodule(name)
-            target = job.targets[name]
-            weight: Tensor = linear.weight.data  # type: ignore[assignment]
-            quantized = target.solver.solve(weight, stats.get(key, whole), target.format)
-            linear.weight = nn.Parameter(quantized.decode().to(weight.dtype), requires_grad=False)
-            done.quantized[name] = quantized
-            if target.tuners:
-                done.originals[name] = weight
-            full, error = f"{job.prefix}.{name}", quantized.report.get("error")
-            done.rows.append(
-                {
-                    "name": full,
-                    "format": str(target.format),
-                    "bits": target.format.bits_per_weight(quantized.shape),
-                    "tokens": stats.get(key, whole).tokens,
-                    **quantized.report,
-                }
-            )
-            if "fallback" in quantized.report:
-                job.progress.say(f"{full}: {quantized.report['fallback']}")
-            job.progress.layer(full, error if isinstance(error, float) else None, time.perf_counter() - start)
+    for name in names:
+        start = time.perf_counter()
+        linear = job.module.get_submodule(name)
+        target = job.targets[name]
+        weight: Tensor = linear.weight.data  # type: ignore[assignment]
+        quantized = target.solver.solve(weight, stats.get(name, whole), target.format)
+        linear.weight = nn.Parameter(quantized.decode().to(weight.dtype), requires_grad=False)
+        done.quantized[name] = quantized
+        if target.tuners:
+            done.originals[name] = weight
+        full, error = f"{job.prefix}.{name}", quantized.report.get("error")
+        done.rows.append(
+            {
+                "name": full,
+                "format": str(target.format),
+                "bits": target.format.bits_per_weight(quantized.shape),
+                "tokens": stats.get(name, whole).tokens,
+                **quantized.report,
+            }
+        )
+        if "fallback" in quantized.report:
+            job.progress.say(f"{full}: {quantized.report['fallback']}")
+        job.progress.layer(full, error if isinstance(error, float) else None, time.perf_counter() - start)
 
 
 def _tune(job: Job, stages: list[list[str]], tuners: list[tuple[Any, list[str]]], done: Done) -> None:

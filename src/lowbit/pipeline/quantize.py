@@ -23,6 +23,7 @@ from lowbit.core.errors import CapacityError, CheckpointError, RequestError
 from lowbit.layers.loading import load
 from lowbit.pipeline import admission, blocks, budgeted, closing, ends, journal, text
 from lowbit.pipeline.finishing import Finishing
+from lowbit.pipeline.gradients import Gradients
 from lowbit.pipeline.progress import Progress
 from lowbit.pipeline.request import Request, Result
 from lowbit.pipeline.source import Source, tokenizer_of
@@ -70,6 +71,7 @@ class Run:
         self.work = self.out.with_name(self.out.name + ".partial")
         self.writer = Writer(self.work, self.source, self.plan.formats, self.plan.activations)
         self.finishing = Finishing(self.source, self.plan, self.writer, progress)
+        self.gradients = Gradients(self.source, self.plan, self.writer, progress)
         self.compute = torch.float32 if self.device.type == "cpu" else self.source.dtype
         if self.length > self.source.context:
             raise RequestError(
@@ -95,6 +97,7 @@ class Run:
         self.stream(tokens.tokens if tokens else None, book)
         result.layers = [row for step in book.steps for row in step["rows"]]
         result.finished = [step["told"] for step in book.steps if "told" in step]
+        self.gradients.clear()
         self.writer.complete()
         result.check = self.check()
         self.describe(result)
@@ -166,6 +169,8 @@ class Run:
             if self.source.embed in steps:
                 self.end(self.source.embed, book, Stats)
             entered, kwargs = streams, kwargs = self.enter(batches)
+            if tokens is not None:
+                self.gradients.collect(tokens, kwargs, self.device, self.compute)
             for index in range(len(self.source.blocks)):
                 streams = self.block(index, streams, kwargs[index], book)
             if self.finishing:
@@ -258,6 +263,7 @@ class Run:
                 self.source.dtype,
                 heads,
                 self.progress,
+                self.gradients.of(index, self.device),
             )
         )
         self.writer.write(index, module, done.quantized)

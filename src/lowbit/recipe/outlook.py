@@ -53,6 +53,17 @@ def finishing_memory(plan: "Plan", tokens: int, window: int, hidden: int, block_
     return OVERHEAD + taken + least + 4 * 3 * tokens * hidden if taken else 0
 
 
+def gradient_memory(plan: "Plan", tokens: int, window: int, hidden: int, block_weights: int, blocks: int) -> int:
+    """Bytes of the pass for gradients: what enters every block, one block run with gradients, its statistics."""
+    rows = [t for t in plan.rows if t.gradients]
+    if not rows:
+        return 0
+    widest, most = max(t.shape[1] for t in rows), max(4 * len(t.gradients) * max(t.shape) ** 2 for t in rows)
+    linears = len(rows) / max(1, len({t.layer for t in rows}))
+    inside = 4 * window * (32 * hidden + 12 * widest) + 8 * block_weights
+    return OVERHEAD + 4 * tokens * hidden * (blocks + 2) + inside + round(most * linears)
+
+
 def operations(plan: "Plan", tokens: int, window: int, weights: int) -> float:
     """Operations of the run: forwards, second moments and their factors, rounding, training, the closing check."""
     rows = plan.rows
@@ -63,5 +74,6 @@ def operations(plan: "Plan", tokens: int, window: int, weights: int) -> float:
     moments = sum(2.0 * tokens * n**2 + 3.0 * n**3 for n in shared.values())
     training = sum(t.steps * weights * (6.0 * min(t.batch * window, tokens) + TUNED) for t in plan.tuners)
     training += sum(m.steps * WHOLE_STEPS * weights * min(m.batch * window, tokens) for m in plan.finishers)
+    passes += 4 * tokens if any(t.gradients for t in rows) else 0  # forward twice, and backward
     # a tuner measures its held-out windows ten times and the stream goes once more through the tuned block
     return 2.0 * (passes + 2 * tokens * len(plan.tuners)) * weights + rounding + moments + training

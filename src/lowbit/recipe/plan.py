@@ -55,6 +55,11 @@ class Target:
     def bytes(self) -> int:
         return round(self.weights * self.bits / 8)
 
+    @property
+    def gradients(self) -> tuple[str, ...]:
+        """The statistics from gradients of the original that its solver wants."""
+        return statistics.gradients(self.solver.needs)
+
     def row(self) -> dict[str, Any]:
         """The line of this linear in a dry run."""
         steps = [name_of(m) for m in (*self.transforms, self.solver, *self.tuners, *self.finishers)]  # type: ignore[arg-type]
@@ -169,6 +174,7 @@ class Plan:
             + max(
                 outlook.peak_memory(self, tokens, window, hidden, block_weights),
                 outlook.finishing_memory(self, tokens, window, hidden, block_weights, blocks),
+                outlook.gradient_memory(self, tokens, window, hidden, block_weights, blocks),
             ),
             "seconds": outlook.operations(self, tokens, window, block_weights * blocks) / flops,
         }
@@ -193,6 +199,8 @@ def _target(recipe: Recipe, linear: Linear) -> Target | None:
         raise ShapeError(f"{step_text(solver)} cannot take {linear.name} [{out}, {inputs}]: {reason}") from error
     for tuner in (*tuners, *finishers):
         training.check(tuner, linear, format)
+    if transforms or linear.role in OUTSIDE:
+        training.check_gradients(solver, linear, transforms)
     methods_ = solver, format, transforms, tuple(tuners), tuple(finishers)
     return Target(linear.name, linear.shape, linear.role, linear.layer, *methods_, _activation(found, linear))  # type: ignore[arg-type]
 

@@ -1,8 +1,10 @@
-"""training - what a plan asks of tuners and finishers: their place in the sentence, the linears and formats that they take."""
+"""training - what a plan asks of whatever needs gradients: tuners and finishers (their place in the sentence, the linears and
+formats that they take), and solvers whose statistics come from the original's gradients."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from lowbit import formats
+from lowbit import formats, statistics
 from lowbit.core.chain import Link
 from lowbit.core.errors import RecipeError
 from lowbit.formats import Format
@@ -34,3 +36,15 @@ def check_order(recipe: Recipe, method: Link, step: str, trained: dict[str, str]
         raise RecipeError(f"{recipe}: {later} trains {what}. Put {step} before it.")
     if verb(method) in {"tune", "finish"}:
         trained[verb(method)] = step
+
+
+def check_gradients(solver: Any, linear: Linear, transforms: Sequence[Any]) -> None:
+    """Gradients are those of the original, inside its blocks; a transform would leave them without their weights."""
+    wanted = statistics.gradients(solver.needs)
+    if wanted and linear.role in OUTSIDE:
+        fact = f"{', '.join(wanted)} of {linear.name} is not known: gradients are collected inside blocks"
+        raise RecipeError(f"{step_text(solver)}: {fact}. Narrow the selector, or use gptq there.")
+    if wanted:
+        step, rewriting = step_text(solver), step_text(transforms[0])
+        fact = f"{', '.join(wanted)} comes from the original, whose weights {rewriting} changes"
+        raise RecipeError(f"{step}: {fact} in {linear.name}. Leave {rewriting} out, or use a solver such as gptq.")

@@ -49,6 +49,12 @@ def problem(moment: Tensor, tokens: int) -> Problem:
     return Problem(damping.revived(moment), report)
 
 
+def uncorrected(given: Problem) -> None:
+    """Say in the report that inputs of the original are not known, so that their errors are not made up for."""
+    fact = "no inputs of the original: their errors are not made up for"
+    given.report["fallback"] = "; ".join(filter(None, (str(given.report.get("fallback", "")), fact)))
+
+
 def nearest(weight: Tensor, format: Format, search: bool, importance: Tensor | None = None) -> Quantized:
     """Every weight to its nearest value, scales searched with weights importance [in] or by the plain rule. Report: "error"."""
     quantized = format.fit(weight, importance, search).quantize(weight)

@@ -4,8 +4,13 @@ Contract of a file: a function `collector(inputs: int, device) -> Collector`. Pi
 linear (or of several that share them) batch by batch; any split of the stream gives the same result up to the sum's order.
 A file that needs the full-precision inputs too (the stream of the unquantized model, token by token beside the quantized
 one) says so with `NEEDS_REFERENCE = True`.
+A file that looks at the original as a whole says `NEEDS_GRADIENTS = True`. Its collector is `collector(shape, device)` for a
+matrix [out, in]; it is fed window by window, before any block is rounded, with inputs and with the gradients of LOSS at the
+outputs: "likelihood" (of the tokens that follow) or "sampled" (of tokens drawn from the model's own predictions).
+A file that weighs tokens says by which gradient statistic: `WEIGHTED = "saliency"`; its `add` takes the weights too.
 """
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -27,6 +32,42 @@ class Collector(Protocol):
         """The summary of all tokens so far."""
 
 
+class Weighing(Protocol):
+    """A summary in the making of tokens that count unlike."""
+
+    def add(self, x: Tensor, weights: Tensor) -> None:
+        """Take x [tokens, in] and the weights [tokens, any] of the same tokens."""
+
+    def result(self) -> Tensor:
+        """The summary of all tokens so far."""
+
+
+class Watcher(Protocol):
+    """A summary in the making, of gradients in the original model."""
+
+    def add(self, x: Tensor, gradient: Tensor) -> None:
+        """Take the inputs [tokens, in] and the gradients at the outputs [tokens, out] of one window."""
+
+    def result(self) -> Tensor:
+        """The summary of all windows so far."""
+
+
+def gradients(needs: Iterable[str]) -> tuple[str, ...]:
+    """The gradient statistics among `needs`, and those that others of them weigh tokens by."""
+    found = {name if getattr(shelf.get(name), "NEEDS_GRADIENTS", False) else weighted(name) for name in needs}
+    return tuple(sorted(found - {""}))
+
+
+def needs_reference(needs: Iterable[str]) -> bool:
+    """Whether one of `needs` wants the full-precision stream beside the quantized one."""
+    return any(getattr(shelf.get(name), "NEEDS_REFERENCE", False) for name in needs)
+
+
+def weighted(name: str) -> str:
+    """The statistic that a statistic weighs tokens by, or ""."""
+    return str(getattr(shelf.get(name), "WEIGHTED", ""))
+
+
 @dataclass
 class Stats:
     """What is known of one linear's inputs. tokens: how many it saw. values: summary by file name ("second_moment" ...)."""
@@ -42,12 +83,12 @@ class Stats:
 
 
 class Collecting:
-    """The collectors of one shared input; `stats` ends the collection."""
+    """The collectors of one shared input; `stats` ends the collection. What comes from gradients is not collected here."""
 
     def __init__(self, names: tuple[str, ...], inputs: int, device: torch.device) -> None:
         self.tokens = 0
-        modules = {name: shelf.get(name) for name in names}
-        self.reference = any(getattr(m, "NEEDS_REFERENCE", False) for m in modules.values())
+        modules = {name: shelf.get(name) for name in names if name not in gradients(names) and not weighted(name)}
+        self.reference = needs_reference(modules)
         self._collectors: dict[str, Collector] = {n: m.collector(inputs, device) for n, m in modules.items()}
 
     def add(self, x: Tensor, reference: Tensor | None = None) -> None:
@@ -63,3 +104,26 @@ class Collecting:
 
     def stats(self) -> Stats:
         return Stats(self.tokens, {n: c.result() for n, c in self._collectors.items()})
+
+
+class Weighed:
+    """The collectors of one linear that weigh its tokens. given: its gradient statistics; a row for each token, in order."""
+
+    def __init__(self, names: tuple[str, ...], given: Mapping[str, Tensor], inputs: int, device: torch.device) -> None:
+        self._taken = 0
+        ways = {name: weighted(name) for name in names if weighted(name)}
+        self._collectors: dict[str, tuple[Weighing, Tensor]] = {
+            name: (shelf.get(name).collector(inputs, device), given[by].to(device)) for name, by in ways.items() if by in given
+        }
+
+    def add(self, x: Tensor) -> None:
+        """Take x [..., in], the tokens that follow; rows that are not finite are left out."""
+        x = x.reshape(-1, x.shape[-1])
+        rows = slice(self._taken, self._taken + len(x))
+        self._taken = rows.stop
+        keep = slice(None) if torch.isfinite(x.sum()) else torch.isfinite(x).all(1)
+        for collector, weights in self._collectors.values():
+            collector.add(x[keep], weights[rows][keep])
+
+    def values(self) -> dict[str, Tensor]:
+        return {name: collector.result() for name, (collector, _) in self._collectors.items()}

@@ -18,7 +18,7 @@ from lowbit.core.errors import FormatError
 from lowbit.formats import Format, Quantized
 from lowbit.methods import Block, Method, Model
 from lowbit.solvers import whole
-from lowbit.statistics import Collecting, Stats
+from lowbit.statistics import Collecting, Stats, Weighed
 from lowbit.testing.solvers import layer
 
 LINES = 200
@@ -63,7 +63,16 @@ def _stats(method: Method, tokens: int, dead: bool = False, inputs: int = 256) -
         x[:, 3] = 0
     collecting = Collecting(tuple(method.needs), inputs, torch.device("cpu"))
     collecting.add(x, x * 1.01 if collecting.reference else None)
-    return collecting.stats()
+    stats, found = collecting.stats(), dict[str, Tensor]()
+    slopes = torch.randn(len(x), layer(inputs=inputs)[0].shape[0], generator=torch.Generator().manual_seed(5))
+    for need in statistics.gradients(method.needs):
+        watcher = statistics.shelf.get(need).collector((slopes.shape[1], inputs), torch.device("cpu"))
+        for window, gradient in zip(x.split(64), slopes.split(64), strict=True):
+            watcher.add(window, gradient)
+        found[need] = watcher.result()
+    weighed = Weighed(tuple(method.needs), found, inputs, torch.device("cpu"))
+    weighed.add(x)
+    return Stats(stats.tokens, stats.values | found | weighed.values())
 
 
 def _format(method: Method, bits: int) -> Format:

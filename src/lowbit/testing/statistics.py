@@ -3,10 +3,12 @@
 In / Out  the name of a statistic -> nothing, or an AssertionError that says what is wrong.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from lowbit.statistics import Collecting, shelf
+from lowbit.statistics import Collecting, gradients, shelf
 
 INPUTS = 200
 TOKENS = 1000
@@ -22,6 +24,37 @@ def _streams(seed: int = 0) -> tuple[Tensor, Tensor]:
 def _near(found: Tensor, wanted: Tensor, share: float = 1e-6) -> bool:
     """Equal to 1e-5, or to `share` of the largest entry."""
     return torch.allclose(found, wanted, rtol=1e-5, atol=share * float(wanted.abs().max()))
+
+
+def plain() -> list[str]:
+    """The statistics of inputs alone."""
+    return [name for name in shelf.names() if not gradients([name])]
+
+
+def guided() -> list[str]:
+    """Those that come from gradients, and those that weigh tokens by them."""
+    return [name for name in shelf.names() if gradients([name])]
+
+
+def check_guided(name: str) -> None:
+    """Finite before anything was seen; float32 of 16-bit inputs; windows add up in any order but that of tokens."""
+    x, _ = _streams()
+    slopes = torch.randn(TOKENS, 24, generator=torch.Generator().manual_seed(1))
+    size: Any = (24, INPUTS) if getattr(shelf.get(name), "NEEDS_GRADIENTS", False) else INPUTS
+    results = []
+    for dtype, order in ((torch.float32, 1), (torch.bfloat16, 1), (torch.float32, -1)):
+        collector = shelf.get(name).collector(size, torch.device("cpu"))
+        assert bool(torch.isfinite(collector.result()).all()), f"{name}: not finite before the first window"
+        pairs = list(zip(x.bfloat16().to(dtype).split(100), slopes.bfloat16().to(dtype).split(100), strict=True))
+        for window, gradient in pairs[::order]:
+            collector.add(window, gradient)
+        results.append(collector.result())
+        assert results[-1].dtype == torch.float32, f"{name}: {results[-1].dtype}"
+    whole, rough, turned = results
+    assert _near(rough, whole), f"{name}: 16-bit inputs lose precision"
+    if whole.shape[0] == TOKENS:
+        turned = torch.cat(list(turned.split(100))[::-1])
+    assert _near(turned, whole, 1e-5), f"{name}: windows in another order give another result"
 
 
 def _collected(name: str, x: Tensor, reference: Tensor, split: int) -> Tensor:
