@@ -33,7 +33,7 @@ SHELVES = {
     "kernels": "Kernels",
 }
 NOTE = "<!-- Made by docs/generate.py from the sources. Change those. -->\n\n"
-VERBS = {"rewrite": "transform", "solve": "solver", "tune": "tuner", "finish": "finisher"}
+VERBS = {"rewrite": "transform", "solve": "solver", "tune": "tuner", "finish": "finisher", "turn": "turn of the basis"}
 
 
 @dataclass

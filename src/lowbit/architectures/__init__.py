@@ -45,6 +45,8 @@ class Architecture:
     never quantized, each with the reason. experts: module (in a block) that holds fused 3-D experts, "" for dense models.
     renames: (pattern, replacement) regular expressions from tensor names in files to lowbit's (experts taken apart).
     published: the way back, for folders that transformers saved with names of its own.
+    writers: linears whose outputs are added to the residual stream; its readers are what norms of `folds` feed. fixed: why the
+    stream cannot be put into another basis, "" where it can: then every reader takes it through a norm of `folds`.
     """
 
     blocks: str = "model.layers"
@@ -57,6 +59,8 @@ class Architecture:
     experts: str = ""
     renames: tuple[tuple[str, str], ...] = ()
     published: tuple[tuple[str, str], ...] = ()
+    writers: tuple[str, ...] = ()
+    fixed: str = ""
     notes: str = ""
 
 

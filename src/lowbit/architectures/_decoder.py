@@ -15,15 +15,18 @@ NARROW_EXPERTS = ("mlp.experts.*.down_proj",)
 VALUE_FOLD = Fold("self_attn.v_proj", OUT, OUT[0], heads=True)
 UP_FOLD = Fold("mlp.up_proj", NARROW, NARROW[0])
 UP_FOLD_EXPERTS = Fold("mlp.experts.*.up_proj", NARROW_EXPERTS, NARROW_EXPERTS[0])
+POST_NORM = "norms stand between attention and MLP and the sums that they go to"
 Renames = tuple[tuple[str, str], ...]
 ROUTER = "The router is a bare matrix beside the experts, no linear: it stays in full precision."
 
 
-def decoder(second: str = "post_attention_layernorm", offset: float = 0.0) -> Architecture:
-    """The ordinary layer: x + attention(norm(x)), then x + mlp(second norm(x)). offset: see Fold."""
+def decoder(second: str = "post_attention_layernorm", offset: float = 0.0, fixed: str = "") -> Architecture:
+    """The ordinary layer: x + attention(norm(x)), then x + mlp(second norm(x)). offset: see Fold; fixed: see Architecture."""
     return Architecture(
         stages=(QKV, OUT, WIDEN, NARROW),
         folds=(Fold("input_layernorm", QKV, "self_attn", offset), VALUE_FOLD, Fold(second, WIDEN, "mlp", offset), UP_FOLD),
+        writers=OUT + NARROW,
+        fixed=fixed,
     )
 
 
@@ -40,6 +43,7 @@ def experts_decoder(renames: Renames = (), published: Renames = ()) -> Architect
             Fold(norm, WIDEN, "mlp"),
             UP_FOLD,
         ),
+        writers=OUT + NARROW + NARROW_EXPERTS,
         experts="mlp.experts",
         renames=renames,
         published=published,

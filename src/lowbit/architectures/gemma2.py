@@ -4,6 +4,6 @@ Traps  Its norms multiply by (1 + w). `post_attention_layernorm` follows the att
        `pre_feedforward_layernorm`.
 """
 
-from lowbit.architectures._decoder import decoder
+from lowbit.architectures._decoder import POST_NORM, decoder
 
-ARCHITECTURE = decoder(second="pre_feedforward_layernorm", offset=1.0)
+ARCHITECTURE = decoder(second="pre_feedforward_layernorm", offset=1.0, fixed=POST_NORM)

@@ -6,10 +6,10 @@ Traps  Files name the parts by the old class (language_model.model, vision_tower
 
 from dataclasses import replace
 
-from lowbit.architectures._decoder import decoder
+from lowbit.architectures._decoder import POST_NORM, decoder
 
 ARCHITECTURE = replace(
-    decoder(second="pre_feedforward_layernorm", offset=1.0),
+    decoder(second="pre_feedforward_layernorm", offset=1.0, fixed=POST_NORM),
     blocks="model.language_model.layers",
     embed="model.language_model.embed_tokens",
     norm="model.language_model.norm",

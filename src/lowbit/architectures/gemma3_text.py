@@ -3,6 +3,6 @@
 Traps  As gemma2: norms multiply by (1 + w), and the MLP reads `pre_feedforward_layernorm`.
 """
 
-from lowbit.architectures._decoder import decoder
+from lowbit.architectures._decoder import POST_NORM, decoder
 
-ARCHITECTURE = decoder(second="pre_feedforward_layernorm", offset=1.0)
+ARCHITECTURE = decoder(second="pre_feedforward_layernorm", offset=1.0, fixed=POST_NORM)

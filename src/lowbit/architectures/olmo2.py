@@ -4,6 +4,8 @@ Traps  Attention and MLP read the residual stream itself, so no norm can take up
 """
 
 from lowbit.architectures import Architecture
-from lowbit.architectures._decoder import NARROW, OUT, QKV, UP_FOLD, VALUE_FOLD, WIDEN
+from lowbit.architectures._decoder import NARROW, OUT, POST_NORM, QKV, UP_FOLD, VALUE_FOLD, WIDEN
 
-ARCHITECTURE = Architecture(stages=(QKV, OUT, WIDEN, NARROW), folds=(VALUE_FOLD, UP_FOLD))
+ARCHITECTURE = Architecture(
+    stages=(QKV, OUT, WIDEN, NARROW), folds=(VALUE_FOLD, UP_FOLD), writers=OUT + NARROW, fixed=POST_NORM
+)

@@ -17,4 +17,5 @@ ARCHITECTURE = Architecture(
         Fold("post_attention_layernorm", WIDEN, "mlp"),
         Fold(WIDEN[0], NARROW, NARROW[0], rows=(0.5, 1.0)),
     ),
+    writers=OUT + NARROW,
 )

@@ -53,6 +53,9 @@ def parse(text: str) -> Format:
         found = with_words(text, head, rest)
     if not around and PLAIN not in words:
         around = found.sides
+    first = sides.ahead(around)
+    if around[len(around) - len(first) :] != first:
+        raise FormatError(f"{text}: {first[0]} changes inputs before all else. Put it last.")
     return replace(found, text=text, sides=around)
 
 

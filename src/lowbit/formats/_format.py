@@ -58,10 +58,27 @@ class Format:
     @cached_property
     def core(self) -> "Format":
         """The format without its sides: what codes, scales and kernels are about."""
-        if not self.sides:
-            return self
-        words = [word for word in self.text.split("-") if word not in self.sides]
-        return replace(self, sides=(), text="-".join([*words, *([PLAIN] if default_sides(self.element) else [])]))
+        return self._without(self.sides) if self.sides else self
+
+    @cached_property
+    def ahead(self) -> tuple[str, ...]:
+        """The sides that change inputs before they are rounded."""
+        return sides.ahead(self.sides)
+
+    @cached_property
+    def inner(self) -> "Format":
+        """The format without the sides `ahead`: of the matrix that rounded inputs meet, and that solvers round."""
+        return self._without(self.ahead) if self.ahead else self
+
+    def _without(self, dropped: tuple[str, ...]) -> "Format":
+        kept = tuple(word for word in self.sides if word not in dropped)
+        words = [word for word in self.text.split("-") if word not in dropped]
+        return replace(self, sides=kept, text="-".join(words + [PLAIN] * bool(default_sides(self.element) and not kept)))
+
+    def behind(self, word: str) -> "Format":
+        """The format with one more side, the outermost."""
+        unsaid = [side for side in self.sides if side not in self.text.split("-")]
+        return replace(self, sides=(*self.sides, word), text="-".join([self.text, *unsaid, word]))
 
     @cached_property
     def step(self) -> tuple[int, int, int]:

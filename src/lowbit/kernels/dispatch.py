@@ -9,7 +9,7 @@ Idea      Among the kernels that take (format, shape, device, dtype, tokens) the
 
 import functools
 import pkgutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 
 import torch
@@ -126,6 +126,19 @@ def restore(kernel: str, prepared: Parts, format: Format, shape: tuple[int, int]
 def _side_parts(format: Format) -> tuple[str, ...]:
     """The names of the parts of a format's sides."""
     return tuple(part for side in format.sides for part in sides.get(side).parts)
+
+
+def behind(x: Tensor, prepared: Parts, format: Format, product: Callable[[Tensor, Parts], Tensor]) -> Tensor:
+    """`product` of x [..., in] behind the sides that a format has ahead, with what is prepared for the matrix there."""
+    flat, entered = x.reshape(-1, x.shape[-1]), []
+    for word in reversed(format.ahead):
+        entered.append(flat)
+        flat = sides.get(word).before(flat, prepared)
+    parts = {part for word in format.ahead for part in sides.get(word).parts}
+    y = product(flat.reshape(x.shape) if format.ahead else x, {name: t for name, t in prepared.items() if name not in parts})
+    for word, outer in zip(format.ahead, reversed(entered), strict=True):
+        y = sides.get(word).after(y.reshape(-1, y.shape[-1]), outer, prepared).reshape(y.shape)
+    return y
 
 
 def linear(x: Tensor, prepared: Parts, kernel: str, format: Format, shape: tuple[int, int]) -> Tensor:

@@ -3,7 +3,8 @@
 Idea      The layer is in one of two states. Stored: buffers `weight` (packed codes) and `weight_<part>`, exactly what a file of
           quant_method "lowbit" holds; it runs on the reference. Prepared: the buffers that the best kernel for its device and
           dtype wants, in their place; the stored ones are dropped and come back, bit by bit, for saving, moving or decoding.
-          With an `activation` x is rounded first: by the integer kernel where there is one for both, else x is a float again.
+          With an `activation` x is rounded: by the integer kernel where there is one for both, else x is a float again. What
+          the format has `ahead` (a turned basis) is applied before that.
 Traps     A move (`.to`, `.half`, `.cuda`) never casts codes, scales or zeros: it goes through the stored state and prepares
           again for the new place. `memory_bytes` is what is stored (the size that was promised); `resident_bytes` what the
           kernel keeps now: equal for the reference, 0.13 bits a weight more for int4-g128 on CPUs, where narrower codes are
@@ -105,16 +106,22 @@ class QuantizedLinear(nn.Module):
         return self
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.activation is not None and self.kernel == acting.INT8 and not x.requires_grad:
-            y = acting.product(x, self._prepared(), self.activation)
-        else:
-            x = x if self.activation is None else acting.fake(x, self.activation)
+        act = self.activation
+        if act is None:
             y = dispatch.linear(x, self._prepared(), self.kernel, self.format, self.shape)
+        else:
+            y = dispatch.behind(x, self._prepared(), self.format, lambda x, inner: self._rounded(x, inner, act))
         return y if self.bias is None else y + self.bias
+
+    def _rounded(self, x: Tensor, prepared: Stored, activation: Activation) -> Tensor:
+        """The product of x behind what the format has ahead."""
+        if self.kernel == acting.INT8 and not x.requires_grad:
+            return acting.product(x, prepared, activation)
+        return dispatch.linear(acting.fake(x, activation), prepared, self.kernel, self.format.inner, self.shape)
 
     def _integers(self, device: torch.device) -> str:
         """The kernel that multiplies codes of x and W, or ""."""
-        return acting.kernel(self.format, self.shape, device, self.activation) if self.activation else ""
+        return acting.kernel(self.format.inner, self.shape, device, self.activation) if self.activation else ""
 
     def extra_repr(self) -> str:
         sizes = f"in={self.in_features}, out={self.out_features}, bias={self.bias is not None}"

@@ -6,6 +6,8 @@ the statistics it wants (files of lowbit.statistics). It has exactly one verb:
     solve(self, weight: Tensor, stats: Stats, format: Format) -> Quantized   solver: rounds one matrix [out, in]
     tune(self, block: Block, inputs, targets) -> None    tuner: trains a block whose matrices are solved
     finish(self, model: Model) -> None    finisher: trains the whole model once all blocks are done
+A method may also have `turn(self, turning, learned) -> None`: it puts the whole model into another basis before its blocks
+stream, alone or beside its verb (Turner); and `around(self, linear) -> str`: the side of its format that a linear gets.
 Declarations (act, kv, budget) have none: they set formats in the plan. A field `format: str` names what the method quantizes
 to; in a transform it is the format that it prepares for, in a tuner the one that `start`, a solver, rounds to before it.
 """
@@ -22,8 +24,10 @@ from lowbit.architectures import Fold
 from lowbit.core.chain import Link
 from lowbit.core.errors import RecipeError
 from lowbit.core.shelf import Shelf
-from lowbit.formats import Format, Quantized
+from lowbit.formats import Format, Parts, Quantized
+from lowbit.kernels.activation import Activation
 from lowbit.statistics import Stats
+from lowbit.transforms.turning import Turning
 
 shelf = Shelf(__name__, "method")
 FIELDS = "__dataclass_fields__"
@@ -41,6 +45,8 @@ class Block:
 
     index, name: its place ("model.layers.3"). module: the layer with float weights. linears: the targeted linears by name
     inside the block. formats: what each will be quantized to. folds: edges for transforms, names resolved. stages: names.
+    ahead: by linear the sides of its format that change its inputs while running; parts: what a transform chose for these.
+    activations: how inputs are rounded, of linears whose are.
     run: hidden [windows, tokens, hidden] -> hidden, through the whole layer. heads: (query heads, key-value heads).
     samples: hidden states [windows, tokens, hidden] that enter the block, for methods that try candidates.
     kwargs: what the layer takes beside hidden states, for running submodules alone.
@@ -63,6 +69,9 @@ class Block:
     originals: dict[str, Tensor] = field(default_factory=dict)
     stored: torch.dtype = torch.float32
     report: dict[str, float] = field(default_factory=dict)
+    ahead: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    parts: dict[str, Parts] = field(default_factory=dict)
+    activations: dict[str, Activation] = field(default_factory=dict)
 
 
 @dataclass
@@ -153,7 +162,31 @@ class Finisher(Protocol):
         """
 
 
-VERBS = ("rewrite", "solve", "tune", "finish")
+@runtime_checkable
+class Turner(Protocol):
+    """A method that puts the whole model into another basis."""
+
+    def turn(self, turning: Turning, learned: dict[str, Tensor]) -> None:
+        """Say what becomes of the tensors. learned: what `study`, if it has that, found; {} before: then the start of it.
+
+        Raises ArchitectureError where that would change the model's function.
+        """
+
+
+class Linear(Protocol):
+    """What `around` is asked about. writes: into the residual stream."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, int]: ...
+    @property
+    def role(self) -> str: ...
+    @property
+    def writes(self) -> bool: ...
+
+
+VERBS = ("rewrite", "solve", "tune", "finish", "turn")
 
 
 @functools.cache
@@ -177,5 +210,5 @@ def name_of(method: Link) -> str:
 
 
 def verb(method: object) -> str:
-    """The one verb of a method: "rewrite", "solve", "tune", "finish", or "" for a declaration."""
+    """The one verb of a method: "rewrite", "solve", "tune", "finish", else "turn", or "" for a declaration."""
     return next((v for v in VERBS if hasattr(method, v)), "")

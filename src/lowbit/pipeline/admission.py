@@ -1,6 +1,7 @@
 """admission - whether the methods of a plan find in the model's architecture what they work along, before a weight is read."""
 
 from lowbit.core.errors import ArchitectureError
+from lowbit.pipeline import turned
 from lowbit.pipeline.source import Source
 from lowbit.recipe.grammar import step_text
 from lowbit.recipe.plan import Plan
@@ -8,7 +9,8 @@ from lowbit.transforms import fold
 
 
 def check(source: Source, plan: Plan) -> None:
-    """Raise ArchitectureError when a transform that needs folds targets a block without any."""
+    """Raise ArchitectureError when a transform that needs folds targets a block without any, or the model cannot be turned."""
+    turned.check(source, plan)
     seen = {(transform, target.layer) for target in plan.rows for transform in target.transforms}
     for transform, layer in sorted(seen, key=lambda pair: pair[1]):
         if not getattr(transform, "needs_folds", False) or not 0 <= layer < len(source.blocks):

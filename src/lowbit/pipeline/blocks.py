@@ -21,9 +21,10 @@ from torch import Tensor, nn
 
 from lowbit.architectures import Architecture, _discover
 from lowbit.core.errors import CheckpointError
-from lowbit.formats import Quantized
+from lowbit.formats import Parts, Quantized
 from lowbit.methods import Block, name_of
-from lowbit.pipeline import activations, tuned
+from lowbit.pipeline import activations, online, tuned
+from lowbit.pipeline.online import shares
 from lowbit.pipeline.progress import Progress
 from lowbit.pipeline.stream import Paused, first
 from lowbit.recipe.plan import Target
@@ -91,18 +92,28 @@ def run(job: Job) -> Done:
     stages = stages_of(job)
     done = Done()
     transforms = _methods(job, "rewrite")
-    if transforms and job.references is not None:
+    if (transforms or any(target.format.ahead for target in job.targets.values())) and job.references is not None:
         # a fold changes the last bits of the block's output; the reference stream must not depend on what a resumed run lacks
         done.references = [first(job.module(h, **job.kwargs)) for h in job.references]
+    parts: dict[str, Parts] = {}
     for transform, names in transforms:
         block = _block(job, stages, names)
         stats = _collect(job, stages, tuple(transform.needs))
         transform.rewrite(block, stats)
+        parts |= block.parts
     _settle(job)
-    if not job.batches:
+    ahead = online.prepare(job.module, {name: target.format for name, target in job.targets.items()}, parts, stages)
+    if job.batches:
+        _stream(job, stages, done)
+    else:
         for names in stages:
             _solve(job, names, {}, done)
-        return done
+    done.quantized |= {name: online.whole(done.quantized[name], told) for name, told in ahead.items()}
+    return done
+
+
+def _stream(job: Job, stages: list[list[str]], done: Done) -> None:
+    """Round the matrices stage by stage, each on the inputs that come through those before it; then tune."""
     original = copy.deepcopy(job.module) if job.references is not None else None
     activations.attach(job.module, {name: target.activation for name, target in job.targets.items() if target.activation})
     tuners = _methods(job, "tune")
@@ -121,7 +132,6 @@ def run(job: Job) -> Done:
             shadow.close()
     if tuners:
         _tune(job, stages, tuners, done)
-    return done
 
 
 def stages_of(job: Job) -> list[list[str]]:
@@ -133,14 +143,6 @@ def stages_of(job: Job) -> list[list[str]]:
         patterns = _discover.stages(job.module, lambda: job.module(job.batches[0][:1], **job.kwargs))
     found = [[name for pattern in stage for name in job.targets if fnmatch.fnmatch(name, pattern)] for stage in patterns]
     return [names for names in found if names]
-
-
-def shares(names: Sequence[str]) -> dict[str, list[str]]:
-    """The linears of a stage by the one whose input they share: all of it, or those of one expert."""
-    groups: dict[str, list[str]] = {}
-    for name in names:
-        groups.setdefault(name.rpartition(".")[0] if ".experts." in name else "", []).append(name)
-    return {members[0]: members for members in groups.values()}
 
 
 def _methods(job: Job, verb: str) -> list[tuple[Any, list[str]]]:
@@ -162,7 +164,9 @@ def _block(job: Job, stages: list[list[str]], names: list[str]) -> Block:
         samples=samples,
         kwargs=job.kwargs,
         linears={n: job.module.get_submodule(n) for n in names},  # type: ignore[misc]
-        formats={n: job.targets[n].format for n in names},
+        formats={n: job.targets[n].format.inner for n in names},
+        ahead={n: job.targets[n].format.ahead for n in names},
+        activations={n: a for n in names if (a := job.targets[n].activation)},
         folds=job.architecture.folds,
         stored=job.stored,
         stages=tuple(tuple(s) for s in stages),
@@ -232,7 +236,7 @@ def _solve(job: Job, names: Sequence[str], stats: dict[str, Stats], done: Done) 
         linear = job.module.get_submodule(name)
         target = job.targets[name]
         weight: Tensor = linear.weight.data  # type: ignore[assignment]
-        quantized = target.solver.solve(weight, stats.get(name, whole), target.format)
+        quantized = target.solver.solve(weight, stats.get(name, whole), target.format.inner)
         linear.weight = nn.Parameter(quantized.decode().to(weight.dtype), requires_grad=False)
         done.quantized[name] = quantized
         if target.tuners:
@@ -242,7 +246,7 @@ def _solve(job: Job, names: Sequence[str], stats: dict[str, Stats], done: Done) 
             {
                 "name": full,
                 "format": str(target.format),
-                "bits": target.format.bits_per_weight(quantized.shape),
+                "bits": target.bits,
                 "tokens": stats.get(name, whole).tokens,
                 **quantized.report,
             }

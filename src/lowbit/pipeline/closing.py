@@ -14,7 +14,7 @@ from lowbit import checkpoints
 from lowbit.checkpoints.folder import Folder
 from lowbit.core.errors import CheckpointError
 from lowbit.layers.loading import skeleton
-from lowbit.pipeline import activations, blocks
+from lowbit.pipeline import blocks, written
 from lowbit.pipeline.outer import Get, Outer
 from lowbit.pipeline.progress import Progress
 from lowbit.pipeline.source import Source
@@ -42,8 +42,8 @@ def block(source: Source, get: Get, index: int, device: torch.device) -> nn.Modu
 
 
 def outside(source: Source, stored: checkpoints.Stored, outer: Outer, device: torch.device) -> Outer:
-    """What of the written folder lies outside its blocks: that of the original, unless an end is quantized."""
-    if not {source.embed, source.head} & set(stored.formats):
+    """What of the written folder lies outside its blocks: that of the original, unless an end is quantized or turned."""
+    if not source.turning and not {source.embed, source.head} & set(stored.formats):
         return outer
     model = skeleton(source.config, torch.float32)
     held = {*stored.names, *(f"{name}.weight" for name in stored.formats)}
@@ -54,24 +54,27 @@ def outside(source: Source, stored: checkpoints.Stored, outer: Outer, device: to
 def measure(source: Source, folder: Folder, tokens: Tensor, device: torch.device, progress: Progress) -> dict[str, Any]:
     """Divergence of the written folder from the original over windows [windows, length]."""
     stored = checkpoints.Stored(folder, source.stored.renames)
-    original = source.outer(torch.float32, device)
-    written = outside(source, stored, original, device)
+    original = source.outer(torch.float32, device, original=True)
+    ours = outside(source, stored, original, device)
     kwargs = original.kwargs(tokens.shape[1])
-    streams = [[outer.enter(row[None]) for row in tokens] for outer in (written, original)]
-    gets = [decoded(stored), source.stored.tensor]
+    streams = [[outer.enter(row[None]) for row in tokens] for outer in (ours, original)]
+    read = written.reader(stored)
     progress.start("check", len(source.blocks))
     for index in range(len(source.blocks)):
-        for stream, get, acts in zip(streams, gets, (stored.activations, {}), strict=True):
-            module = block(source, get, index, device)
-            activations.attach(module, activations.inside(acts, source.prefix(index)))
+        for stream in streams:
+            if stream is streams[0]:
+                told = source.blocks[index], source.prefix(index), read, stored.activations
+                module = written.block(*told, device, torch.float32)
+            else:
+                module = block(source, source.stored.tensor, index, device)
             for i, hidden in enumerate(stream):
                 stream[i] = first(module(hidden, **kwargs[index]))
             del module  # before the next is loaded: one block in memory
         progress.block(index, None, 0.0)
     progress.end()
     found = Divergence()
-    for row, ours, theirs in zip(tokens, *streams, strict=True):
-        found.add(row, written.leave(row, ours[0]), original.leave(row, theirs[0]))
+    for row, candidate, reference in zip(tokens, *streams, strict=True):
+        found.add(row, ours.leave(row, candidate[0]), original.leave(row, reference[0]))
     original.drop()
     summary = found.summary()
     if not all(map(torch.isfinite, map(torch.tensor, summary.values()))):

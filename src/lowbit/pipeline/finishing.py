@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lowbit.methods import Finisher, Model, name_of
-from lowbit.pipeline import tuned
+from lowbit.pipeline import online, tuned
 from lowbit.pipeline.blocks import fill
 from lowbit.pipeline.journal import Journal
 from lowbit.pipeline.outer import Outer
@@ -105,7 +105,7 @@ class Finishing:
         for index in range(len(self.source.blocks)):
             block, prefix = self.writer.block(index, outer.device, dtype), self.source.prefix(index)
             for name, quantized in self.writer.matrices(index, outer.device).items():
-                matrices[name] = quantized
+                matrices[name] = online.inner(quantized)
                 weight = f"{name.removeprefix(f'{prefix}.')}.weight"
                 fill(block, weight, torch.empty_like(block.get_parameter(weight), device="meta"))
             blocks.append(block)
@@ -124,7 +124,7 @@ class Finishing:
     def _original(self, name: str, device: torch.device) -> Tensor | None:
         """The weight that a matrix was made of; None where a transform rewrote it."""
         target = self.plan.targets[name]
-        rewritten = any(t.layer == target.layer and t.transforms for t in self.plan.rows)
+        rewritten = target.format.ahead or any(t.layer == target.layer and t.transforms for t in self.plan.rows)
         return None if rewritten else self.source.weight(name).to(device)
 
     def _write(self, step: str, model: Model) -> None:
@@ -133,6 +133,8 @@ class Finishing:
         folder.mkdir()
         for index, (prefix, block) in enumerate(zip(model.names, model.blocks, strict=True)):
             inside = {n: q for n, q in (model.fixed | model.quantized).items() if n.startswith(f"{prefix}.")}
+            for name, old in self.writer.matrices(index, torch.device("cpu")).items():
+                inside[name] = online.whole(inside[name], (old.format, old.parts)) if old.format.ahead else inside[name]
             self.writer.write(index, block, {n.removeprefix(f"{prefix}."): q for n, q in inside.items()}, folder)
 
     def _adopt(self, folder: Path) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lowbit import checkpoints, statistics
-from lowbit.pipeline import blocks, tuned
+from lowbit.pipeline import blocks, online, tuned
 from lowbit.pipeline.outer import Outer
 from lowbit.pipeline.progress import Progress
 from lowbit.pipeline.source import Source
@@ -41,6 +41,7 @@ class Gradients:
         self.source = source
         self.progress = progress
         self.folder = writer.work / "gradients"
+        self._formats = plan.formats
         self._needs = {t.name: t.gradients for t in plan.rows if t.gradients and t.role != "experts"}
 
     def collect(self, tokens: Tensor, kwargs: Sequence[Mapping[str, Any]], device: torch.device, dtype: torch.dtype) -> None:
@@ -90,7 +91,11 @@ class Gradients:
 
     def _load(self, index: int, device: torch.device, dtype: torch.dtype) -> nn.Module:
         source = self.source
-        return blocks.load(source.blocks[index], source.prefix(index), source.stored.tensor, device, dtype)
+        prefix = f"{source.prefix(index)}."
+        module = blocks.load(source.blocks[index], source.prefix(index), source.tensor, device, dtype)
+        inside = {n.removeprefix(prefix): format for n, format in self._formats.items() if n.startswith(prefix)}
+        online.prepare(module, inside, {}, ())
+        return module
 
     def _forward(self, tokens: Tensor, kwargs: Sequence[Mapping[str, Any]], outer: Outer, dtype: torch.dtype) -> Kept:
         kept = [[outer.enter(row[None]) for row in tokens]]

@@ -21,7 +21,7 @@ from lowbit.checkpoints.folder import Folder
 from lowbit.core.device import available_memory, peak_memory, return_freed_memory, throughput
 from lowbit.core.errors import CapacityError, CheckpointError, RequestError
 from lowbit.layers.loading import load
-from lowbit.pipeline import admission, blocks, budgeted, closing, ends, journal, text
+from lowbit.pipeline import admission, blocks, budgeted, closing, ends, journal, text, turned
 from lowbit.pipeline.finishing import Finishing
 from lowbit.pipeline.gradients import Gradients
 from lowbit.pipeline.progress import Progress
@@ -69,7 +69,7 @@ class Run:
         self.samples = request.samples or text.SAMPLES
         self.out = Path(request.out or f"{Path(request.model).name}-{self.plan.label()}")
         self.work = self.out.with_name(self.out.name + ".partial")
-        self.writer = Writer(self.work, self.source, self.plan.formats, self.plan.activations)
+        self.writer = Writer(self.work, self.source, self.plan.formats, self.plan.activations, bool(self.plan.turners))
         self.finishing = Finishing(self.source, self.plan, self.writer, progress)
         self.gradients = Gradients(self.source, self.plan, self.writer, progress)
         self.compute = torch.float32 if self.device.type == "cpu" else self.source.dtype
@@ -94,6 +94,7 @@ class Run:
             windows = {"windows": len(tokens.tokens), "length": self.length}
             result.calibration = {"text": Path(tokens.name).name, **windows, "digest": tokens.digest}
         book = journal.Journal(self.work, self.task(result))
+        self.source.turning = turned.make(self.source, self.plan)
         self.stream(tokens.tokens if tokens else None, book)
         result.layers = [row for step in book.steps for row in step["rows"]]
         result.finished = [step["told"] for step in book.steps if "told" in step]
@@ -222,6 +223,9 @@ class Run:
         kwargs = outer.kwargs(tokens[0].shape[1])
         references = [outer.enter(batch) for batch in tokens]
         batches = list(references)
+        if self.source.turning:  # what is written of the embedding is rounded
+            outer.put(f"{self.source.embed}.weight", self.source.weight(self.source.embed).to(self.source.dtype))
+            batches = [outer.enter(batch) for batch in tokens]
         if self.source.embed in self.plan.targets:
             outer.put(f"{self.source.embed}.weight", self.writer.end(self.source.embed).decode())
             batches = [outer.enter(batch) for batch in tokens]
@@ -231,7 +235,7 @@ class Run:
     def load(self, index: int) -> nn.Module:
         """Block `index` of the original."""
         source = self.source
-        return blocks.load(source.blocks[index], source.prefix(index), source.stored.tensor, self.device, self.compute)
+        return blocks.load(source.blocks[index], source.prefix(index), source.tensor, self.device, self.compute)
 
     def replay(self, index: int, streams: Streams, kwargs: dict[str, Any]) -> Streams:
         """Run a finished block as it is on the disk; the full-precision stream through the original one."""

@@ -19,6 +19,7 @@ from lowbit.layers import replacing
 from lowbit.layers.embedding import scale_of
 from lowbit.layers.loading import skeleton
 from lowbit.pipeline.outer import Outer
+from lowbit.transforms.turning import Turning
 
 FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "LICENSE*")
 
@@ -59,16 +60,17 @@ def tokenizer_of(folder: Path) -> Any:
 @dataclass(frozen=True)
 class Linear:
     """One linear of the model, or its embedding. name: full ("model.layers.0.mlp.up_proj"). role: attn, mlp, experts, head or
-    embed. layer: the block's number; -1 for the embedding, the number of blocks for the head."""
+    embed. layer: the block's number; -1 for the embedding, the number of blocks for the head. writes: into the stream."""
 
     name: str
     shape: tuple[int, int]
     role: str
     layer: int
+    writes: bool = False
 
 
 class Source:
-    """A model folder, read as far as its headers."""
+    """A model folder, read as far as its headers. turning: the basis that `tensor` gives it in; None: as it is stored."""
 
     def __init__(self, model: str) -> None:
         self.model = model
@@ -78,6 +80,7 @@ class Source:
             method = self.folder.settings["quantization_config"].get("quant_method", "?")
             raise CheckpointError(f"{model}: the model is already quantized ({method}). Give the original.")
         self.architecture = architectures.find(self.config)
+        self.turning: Turning | None = None
         self.stored = checkpoints.Stored(self.folder, replacing.renames_of(self.config, self.folder.names))
 
     @cached_property
@@ -140,12 +143,21 @@ class Source:
 
     def weight(self, module: str) -> Tensor:
         """The weight of a module as it is stored, its own or the one that it shares."""
-        name = f"{module}.weight"
+        return self.tensor(f"{module}.weight")
+
+    def tensor(self, name: str) -> Tensor:
+        """A tensor in the basis of this run. name: the model's, or that of one that it shares."""
+        return self.turning.tensor(name, self._original) if self.turning else self._original(name)
+
+    def _original(self, name: str) -> Tensor:
         return self.stored.tensor(name if name in self.stored.originals else self.ties.get(name, name))
 
-    def outer(self, dtype: torch.dtype, device: torch.device) -> Outer:
-        """What lies outside the blocks, with its weights; `drop` it afterwards."""
-        return Outer(self.skeleton, self.blocks, self.stored.tensor, self.stored.originals, dtype, device)
+    def outer(self, dtype: torch.dtype, device: torch.device, original: bool = False) -> Outer:
+        """What lies outside the blocks, with its weights; `drop` it afterwards. original: in the basis of the files."""
+        if original or not self.turning:
+            return Outer(self.skeleton, self.blocks, self.stored.tensor, self.stored.originals, dtype, device)
+        held = {*self.stored.originals, f"{self.head}.weight"}  # no longer that of the embedding
+        return Outer(self.skeleton, self.blocks, self.tensor, held, dtype, device)
 
     def linears(self) -> list[Linear]:
         """Every linear that a recipe may name, in the order of the model; the embedding first, the head last."""
@@ -165,7 +177,8 @@ class Source:
             for name, module in block.named_modules():
                 if isinstance(module, nn.Linear) and not any(fnmatch.fnmatch(name, k) for k in keep):
                     full = f"{self.architecture.blocks}.{index}.{name}"
-                    found.append(Linear(full, (module.out_features, module.in_features), _role(name), index))
+                    writes = any(fnmatch.fnmatch(name, pattern) for pattern in self.architecture.writers)
+                    found.append(Linear(full, (module.out_features, module.in_features), _role(name), index, writes))
         return found
 
 

@@ -20,8 +20,7 @@ from lowbit import checkpoints
 from lowbit.core.errors import CheckpointError
 from lowbit.formats import Format, Quantized
 from lowbit.kernels.activation import Activation
-from lowbit.pipeline import activations as acting
-from lowbit.pipeline import blocks
+from lowbit.pipeline import written
 from lowbit.pipeline.source import Source
 
 SMALL = 200 << 20
@@ -29,7 +28,10 @@ SMALL = 200 << 20
 
 
 class Writer:
-    """The files of one run in `work`. formats: of every quantized matrix by full name. activations: of rounded inputs."""
+    """The files of one run in `work`. formats: of every quantized matrix by full name. activations: of rounded inputs.
+
+    turned: whether the model is put into another basis, in which embedding and head are never the same.
+    """
 
     def __init__(
         self,
@@ -37,11 +39,13 @@ class Writer:
         source: Source,
         formats: Mapping[str, Format],
         activations: Mapping[str, Activation] = types.MappingProxyType({}),
+        turned: bool = False,
     ) -> None:
         self.work = work
         self.source = source
         self.formats = formats
         self.activations = activations
+        self.turned = turned
         self.ends = [name for name in (source.embed, source.head) if name in formats]
         acts = [(activation, formats[name]) for name, activation in activations.items()]
         self.form = checkpoints.choose(formats.values(), embedding=source.embed in formats, activations=acts)
@@ -77,9 +81,14 @@ class Writer:
         return round(format.bits_per_weight(shape) * shape[0] * shape[1] / 8)
 
     @property
+    def _untied(self) -> bool:
+        """Whether embedding and head were one matrix and are two now."""
+        return self.source.tied and (self.turned or bool(self.ends))
+
+    @property
     def _parted(self) -> bool:
         """Whether the head gets a matrix in the files that it had not."""
-        return bool(self.ends) and self.source.tied and f"{self.source.head}.weight" not in self.source.stored.originals
+        return self._untied and f"{self.source.head}.weight" not in self.source.stored.originals
 
     def write(self, index: int, module: nn.Module, matrices: Mapping[str, Quantized], folder: Path | None = None) -> None:
         """Write one block, matrices by their name in it, into another folder if one is given.
@@ -125,17 +134,16 @@ class Writer:
 
     def block(self, index: int, device: torch.device, dtype: torch.dtype) -> nn.Module:
         """A finished block as it is on the disk, decoded."""
-        with checkpoints.Shard(self.shard(self.source.prefix(index))) as shard:
+        prefix = self.source.prefix(index)
+        with checkpoints.Shard(self.shard(prefix)) as shard:
 
-            def get(name: str) -> Tensor:
+            def read(name: str) -> Quantized | Tensor:
                 module = name.removesuffix(".weight")
                 if module in self.formats and name.endswith(".weight"):
-                    return self._read(shard, module).decode()
+                    return self._read(shard, module)
                 return shard.tensor(self.source.stored.originals[name])
 
-            prefix = self.source.prefix(index)
-            module = blocks.load(self.source.blocks[index], prefix, get, device, dtype)
-            return acting.attach(module, acting.inside(self.activations, prefix))
+            return written.block(self.source.blocks[index], prefix, read, self.activations, device, dtype)
 
     def matrices(self, index: int, device: torch.device) -> dict[str, Quantized]:
         """The packed matrices of a finished block by full name, as they are on the disk."""
@@ -157,10 +165,12 @@ class Writer:
         """The tensors that are in no step."""
         stored, inside = self.source.stored, f"{self.source.architecture.blocks}."
         packed = {f"{name}.weight" for name in self.ends}
-        kept = {stored.originals[n]: stored.tensor(n) for n in stored.names if not n.startswith(inside) and n not in packed}
+        names = [n for n in stored.names if not n.startswith(inside) and n not in packed]
         if self._parted and self.source.head not in self.formats:
-            kept[f"{self.source.head}.weight"] = self.source.weight(self.source.head)
-        return kept
+            names.append(f"{self.source.head}.weight")
+        turning = self.source.turning
+        tensors = ((n, self.source.tensor(n)) for n in names)
+        return {stored.originals.get(n, n): t.to(self.source.dtype) if turning and n in turning else t for n, t in tensors}
 
     def complete(self) -> None:
         """Make the folder a model: the tensors outside the blocks, index, configuration, tokenizer. May be done again."""
@@ -174,7 +184,7 @@ class Writer:
         ignore = [stored.original(name) for name in linears if name not in self.formats]
         activations = {stored.original(name): activation for name, activation in self.activations.items()}
         checkpoints.complete(self.work, self.source.folder, self.form.config(formats, ignore, activations))
-        if self.ends and self.source.tied:
+        if self._untied:
             self._untie()
 
     def _untie(self) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 from lowbit import formats, methods
 from lowbit.core.chain import Chain, Link
 from lowbit.core.errors import RecipeError, nearest
-from lowbit.methods import Method, name_of, verb
+from lowbit.methods import Method, Turner, name_of, verb
 from lowbit.recipe import presets
 
 ROLES = ("attn", "mlp", "experts", "head", "embed")
@@ -156,7 +156,8 @@ def _check(recipe: Recipe) -> None:
     if not recipe.steps:
         raise RecipeError("The recipe has no step. Write one, as gptq(int4-g128).")
     solvers: list[tuple[Link, str]] = []
-    for method, selector in recipe.steps:
+    for number, (method, selector) in enumerate(recipe.steps):
+        _check_turn(recipe, number)
         _check_selector(step_text(method, selector), selector)
         if getattr(method, "format", ""):
             formats.parse(str(method.format))  # type: ignore[attr-defined]
@@ -168,6 +169,20 @@ def _check(recipe: Recipe) -> None:
             solvers.append((method, selector))
     if not solvers and not any(getattr(method, "format", "") for method, _ in recipe.steps):
         raise RecipeError(f"{recipe}: nothing here rounds a weight. Add a solver: {recipe} + gptq(int4-g128).")
+
+
+def _check_turn(recipe: Recipe, number: int) -> None:
+    """What turns the whole model has no selector, and comes before all that works on single blocks."""
+    method, selector = recipe.steps[number]
+    if not isinstance(method, Turner):
+        return
+    step = step_text(method, selector)
+    if selector:
+        raise RecipeError(f"{step}: {name_of(method)} turns the whole model, not a part of it. Leave @{selector} out.")
+    for other, _ in recipe.steps[:number]:
+        if verb(other) not in {"", "turn"}:
+            fact = f"{name_of(method)} turns the model before {name_of(other)} sees a block of it"
+            raise RecipeError(f"{recipe}: {fact}. Put {name_of(method)} first.")
 
 
 def _check_solver(recipe: Recipe, method: Link, selector: str, earlier: list[tuple[Link, str]]) -> None:

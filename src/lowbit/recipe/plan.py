@@ -18,10 +18,10 @@ from lowbit.core.chain import Link
 from lowbit.core.errors import RecipeError, ShapeError
 from lowbit.formats import Format
 from lowbit.kernels.activation import Activation
-from lowbit.methods import Finisher, Solver, Transform, Tuner, name_of, verb
-from lowbit.recipe import outlook, training
+from lowbit.methods import Finisher, Solver, Transform, Tuner, Turner, name_of, verb
+from lowbit.recipe import coverage, outlook, training
 from lowbit.recipe.grammar import Recipe, step_text
-from lowbit.recipe.selection import OUTSIDE, Linear, covers, inventory
+from lowbit.recipe.selection import OUTSIDE, Linear, covers
 
 __all__ = ["OUTSIDE", "Linear", "Plan", "Target", "covers"]
 
@@ -86,7 +86,7 @@ class Plan:
     def make(cls, recipe: Recipe, linears: Iterable[Linear]) -> "Plan":
         """Apply a recipe to a model's linears. Raises RecipeError; ShapeError naming a linear that its format cannot take."""
         linears = list(linears)
-        _check_cover(recipe, linears)
+        coverage.check(recipe, linears)
         targets = {}
         for linear in linears:
             target = _target(recipe, linear)
@@ -130,7 +130,12 @@ class Plan:
     @property
     def needs_data(self) -> bool:
         """Whether a calibration text is needed."""
-        return bool(self.needs or self.tuners or self.finishers)
+        return bool(self.needs or self.tuners or self.finishers or any(hasattr(method, "study") for method in self.turners))
+
+    @cached_property
+    def turners(self) -> list[Turner]:
+        """The methods that put the whole model into another basis, in order."""
+        return [method for method, _ in self.recipe.steps if isinstance(method, Turner)]
 
     @cached_property
     def tuners(self) -> tuple[Tuner, ...]:
@@ -191,6 +196,9 @@ def _target(recipe: Recipe, linear: Linear) -> Target | None:
         return None
     solver: Any = solvers[-1] if solvers else _rounding(carried[-1])
     format = formats.parse(str(solver.format))
+    for method in found if linear.role not in OUTSIDE else ():
+        word = method.around(linear) if hasattr(method, "around") else ""
+        format = format.behind(word) if word else format
     try:
         format.groups(linear.shape)
     except ShapeError as error:
@@ -222,24 +230,6 @@ def _rounding(method: Any) -> Link:
     """What rounds where only a transform or a tuner with a format was asked for."""
     make: Callable[..., Link] = methods.get(getattr(method, "start", "rtn"))
     return make(format=method.format) if verb(method) == "tune" else make(format=method.format, search="weighted")
-
-
-def _check_cover(recipe: Recipe, linears: Sequence[Linear]) -> None:
-    """Every selector finds a linear, and no solver loses all of its linears to one later solver."""
-    solved: list[tuple[str, set[str]]] = []
-    trained: dict[str, str] = {}
-    for method, selector in recipe.steps:
-        step = step_text(method, selector)
-        found = {linear.name for linear in linears if covers(selector, linear)}
-        if not found:
-            raise RecipeError(f"{step}: this selects none of the model's {len(linears)} linears. It has {inventory(linears)}.")
-        training.check_order(recipe, method, step, trained)
-        if verb(method) == "solve":
-            for rival, names in solved:
-                if names <= found:
-                    advice = f"Remove {rival}, or narrow the later selector."
-                    raise RecipeError(f"{recipe}: {step} takes every layer of {rival}. {advice}")
-            solved.append((step, found))
 
 
 def _check_activations(recipe: Recipe, linears: Sequence[Linear], targets: dict[str, Target]) -> None:

@@ -14,7 +14,7 @@ OUTSIDE = {"head", "embed"}
 
 
 class Linear(Protocol):
-    """A linear as the plan sees it. role: attn, mlp, experts, head or embed; layer: number of its block."""
+    """A linear as the plan sees it. role: attn, mlp, experts, head or embed; layer: of its block; writes: into the stream."""
 
     @property
     def name(self) -> str: ...
@@ -24,6 +24,8 @@ class Linear(Protocol):
     def role(self) -> str: ...
     @property
     def layer(self) -> int: ...
+    @property
+    def writes(self) -> bool: ...
 
 
 def covers(selector: str, linear: Linear) -> bool:

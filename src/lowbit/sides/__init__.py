@@ -6,6 +6,8 @@ y = outputs(grid(inputs(x)) + addend(x)), is `before` and `after`; `decode` is t
 
 Contract of a file: `def side(number: str) -> Side`; `number` is what follows the family's name ("16" of "rank16", or "").
 A basis also has what solvers need to work inside it: `moment`. `trained` names the parts that tuners may train.
+A side with `ahead = True` changes the inputs before they are rounded (act). Such words stand last, and solvers never meet
+them: the pipeline gives them the inputs behind and what is left of the weight.
 A file names its members in EXAMPLES.
 """
 
@@ -72,6 +74,11 @@ def known(word: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def ahead(words: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of the sides `words` that change inputs before they are rounded, from the grid outwards."""
+    return tuple(word for word in words if getattr(get(word), "ahead", False))
 
 
 def examples() -> list[str]:

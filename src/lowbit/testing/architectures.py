@@ -3,6 +3,7 @@
 check_coverage   every linear of every block is in one stage, or kept with a reason
 check_stages     the declared stages are those that a forward shows, in its order
 check_folds      random scales along every fold keep the logits: 1e-9 in float64, 1e-4 in float32
+check_turning    the whole model in a random basis keeps the logits: 1e-9 in float64; a stream that cannot be turned is refused
 check_experts    experts taken apart compute what the fused ones do
 check_names      the names that transformers writes become the model's own by `renames`
 check_discovery  without its file, blocks, ends and stages of the model are found all the same
@@ -22,9 +23,12 @@ from torch.overrides import TorchFunctionMode
 
 from lowbit import architectures
 from lowbit.architectures import Architecture, _discover
+from lowbit.core.errors import ArchitectureError
 from lowbit.layers.experts import Experts, fuse, take_apart
 from lowbit.testing._tiny import blocks_of, tiny, tokens
 from lowbit.transforms import fold as folding
+from lowbit.transforms import turning as turns
+from lowbit.transforms.turning import Outline, Turning
 
 
 class Exact(TorchFunctionMode):
@@ -120,6 +124,56 @@ def check_folds(name: str, dtype: torch.dtype = torch.float64, bound: float = 1e
         raise AssertionError(f"{name}: folding {sorted(folded)} moves the logits by {error:.1e}, not {bound:.0e}.")
     if not folded and known.folds:
         raise AssertionError(f"{name}: none of its folds exists in the model.")
+
+
+def outline(name: str, model: Any) -> Outline:
+    """What a turning must know of a tiny model."""
+    known, config = architecture(name), model.config.get_text_config()
+    return Outline(
+        known,
+        tuple(tuple(n for n, _ in block.named_modules() if n) for block in blocks_of(model, known.blocks)),
+        {n: p.dim() for n, p in model.named_parameters(remove_duplicate=False)},
+        heads_of(model),
+        config.hidden_size,
+        config.head_dim,
+        name,
+    )
+
+
+def turn(model: Any, turning: Turning) -> None:
+    """Put a model into the basis of a turning; its head parts from the embedding."""
+    get = dict(model.named_parameters(remove_duplicate=False))
+    turned = {n: turning.tensor(n, get.__getitem__) for n in get if n in turning}
+    for n, value in turned.items():
+        owner, _, leaf = n.rpartition(".")
+        model.get_submodule(owner)._parameters[leaf] = nn.Parameter(value, requires_grad=False)
+
+
+def check_turning(name: str, dtype: torch.dtype = torch.float64, bound: float = 1e-9, **changes: Any) -> None:
+    """A random basis of the stream and of every head's values keeps the logits, or the stream is refused."""
+    model = model_of(name, **changes).to(dtype)
+    turning = Turning(outline(name, model), dtype)
+    if architecture(name).fixed:
+        try:
+            turning.stream(turns.random_hadamard(turning.outline.hidden, 1))
+        except ArchitectureError:
+            return
+        raise AssertionError(f"{name}: {architecture(name).fixed}, yet its stream is turned.")
+    generator = torch.Generator().manual_seed(2)
+    turning.stream(turns.dense(turns.orthogonal(turning.outline.hidden, generator)))
+    for index in range(len(turning.outline.blocks)):
+        heads = [turns.orthogonal(turning.outline.width, generator) for _ in range(turning.outline.heads[1])]
+        turning.values(index, torch.stack(heads))
+    with torch.no_grad(), Exact() if dtype == torch.float64 else nullcontext():
+        before = model(tokens()).logits
+        turn(model, turning)
+        after = model(tokens()).logits
+    error = ((after - before).abs().max() / before.std()).item()
+    if not error <= bound:
+        raise AssertionError(f"{name}: turning the model moves the logits by {error:.1e}, not {bound:.0e}.")
+    untouched = [n for n, p in model.named_parameters() if n not in turning and p.dim() > 1]
+    if untouched:
+        raise AssertionError(f"{name}: {untouched[0]} was not turned.")
 
 
 def check_experts(name: str) -> None:

@@ -1,0 +1,47 @@
+"""quarot - the whole model in a random Hadamard basis: no channel of any input stands out, so that 4 bits can hold it.
+
+In / Out  the model -> the same function in another basis, folded into weights: the residual stream (norms become ones), the
+          values of every head. What no weight can take is turned while running, before the inputs of o and down are rounded.
+          Follow it by a solver and `act`: quarot + gptq(int4-row) + act(int4-token, clip=0.9).
+Idea      An outlier in one channel becomes 1 / sqrt(n) of itself in each of n. x Q (Qt W) = x W, and a norm without weights
+          commutes with an orthogonal Q.
+Source    QuaRot (2404.00456).
+Defaults  online some: inputs of what writes to the stream; none: folds alone, which any engine loads; all: every linear turns
+          its own inputs and nothing is folded, for models whose stream cannot be turned (Gemma 2 and 3, OLMo 2). seed 0.
+Traps     Tied embeddings part: the head takes up the final norm, so the files grow by one table. The values' basis has random
+          signs: a plain Hadamard matrix and the one before o would undo each other.
+          Before rounding of weights alone it gains little.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from lowbit.methods import Linear, Method
+from lowbit.transforms import turning as turns
+from lowbit.transforms.turning import Turning
+
+SIDE = "turn"
+
+
+@dataclass(frozen=True)
+class QuaRot(Method):
+    """online: which linears turn their inputs while running. seed: of the signs."""
+
+    online: Literal["some", "none", "all"] = "some"
+    seed: int = 0
+
+    def turn(self, turning: Turning, learned: dict[str, Tensor]) -> None:
+        """Turn the stream and the values. Raises ArchitectureError where the stream cannot be turned."""
+        if self.online == "all":
+            return
+        outline = turning.outline
+        turning.stream(turns.random_hadamard(outline.hidden, self.seed))
+        for index in range(len(outline.blocks)):
+            basis = turns.random_hadamard(outline.width, self.seed + 1 + index)
+            turning.values(index, turns.matrix(basis, outline.width)[None])
+
+    def around(self, linear: Linear) -> str:
+        """The side of one linear."""
+        return SIDE if self.online == "all" or (self.online == "some" and linear.writes) else ""

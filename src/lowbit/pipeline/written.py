@@ -1,0 +1,55 @@
+"""written - a block as files hold it: matrices decoded, inputs changed and rounded as the layers will.
+
+Idea      The shards of an unfinished run and the folder that is checked at its end are read by the same code.
+"""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from lowbit import checkpoints, sides
+from lowbit.formats import Quantized
+from lowbit.kernels.activation import Activation
+from lowbit.pipeline import activations as acting
+from lowbit.pipeline import blocks, online
+
+
+def block(
+    skeleton: nn.Module,
+    prefix: str,
+    read: Callable[[str], Quantized | Tensor],
+    activations: Mapping[str, Activation],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> nn.Module:
+    """A block as files hold it, its matrices decoded, inputs changed and rounded.
+
+    read: by a tensor's full name the matrix whose weight it is, or the tensor. activations: by full name.
+    """
+    ahead: online.Ahead = {}
+
+    def get(name: str) -> Tensor:
+        value = read(name)
+        if not isinstance(value, Quantized):
+            return value
+        if value.format.ahead:
+            parts = {part: value.parts[part] for word in value.format.ahead for part in sides.get(word).parts}
+            moved = {part: tensor.to(device) for part, tensor in parts.items()}
+            ahead[name.removeprefix(f"{prefix}.").removesuffix(".weight")] = value.format, moved
+        return online.inner(value).decode()
+
+    module = blocks.load(skeleton, prefix, get, device, dtype)
+    online.hook(module, ahead)
+    return acting.attach(module, acting.inside(activations, prefix))
+
+
+def reader(stored: "checkpoints.Stored") -> Callable[[str], Quantized | Tensor]:
+    """Reads a written folder for `block`."""
+
+    def read(name: str) -> Quantized | Tensor:
+        module = name.removesuffix(".weight")
+        packed = module in stored.formats and name.endswith(".weight")
+        return stored.quantized(module) if packed else stored.tensor(name)
+
+    return read

@@ -1,0 +1,130 @@
+"""Whole models in another basis: folded and online parts, files, stock loaders, resume, refusals."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+import lowbit
+from lowbit import Recipe, formats
+from lowbit.core.errors import ArchitectureError, FormatError, RecipeError
+from lowbit.kernels import activation as acting
+from lowbit.layers.linear import QuantizedLinear
+from lowbit.sides import _hadamard
+from lowbit.testing._tiny import tiny
+from tests.unit.test_quantize import SMALL, KillAfter, Killed, digest
+
+TOKENS = torch.arange(3, 60)[None]
+
+
+@torch.no_grad()
+def logits(model: Any) -> Tensor:
+    found: Tensor = model(TOKENS, use_cache=False).logits.float()
+    return found
+
+
+def off(found: Tensor, wanted: Tensor) -> float:
+    return float((found - wanted).norm() / wanted.norm())
+
+
+@pytest.mark.parametrize("online", ["some", "none", "all"])
+def test_the_written_model_computes_what_the_original_does(tiny_llama: Path, tmp_path: Path, online: str) -> None:
+    sentence = f"quarot(online={online}) + rtn(int8-g32)"
+    lowbit.quantize(str(tiny_llama), sentence, str(tmp_path / "out"))
+    lowbit.quantize(str(tiny_llama), "rtn(int8-g32)", str(tmp_path / "plain"))
+    original = logits(lowbit.load(tiny_llama, dtype=torch.float32))
+    turned = off(logits(lowbit.load(tmp_path / "out", dtype=torch.float32)), original)
+    assert turned < 1.5 * off(logits(lowbit.load(tmp_path / "plain", dtype=torch.float32)), original) + 0.004  # bf16 tables
+    told = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert told["tie_word_embeddings"] is False
+    assert told["quantization_config"]["quant_method"] == ("compressed-tensors" if online == "none" else "lowbit")
+
+
+@pytest.mark.parametrize(
+    "sentence", ["quarot(online=none) + gptq(int8-row) + act(int8-token)", "quarot(seed=3) + rtn(int4-row)"]
+)
+def test_stock_transformers_gives_the_same_logits(tiny_llama: Path, tmp_path: Path, sentence: str) -> None:
+    lowbit.quantize(str(tiny_llama), sentence, str(tmp_path / "out"), **SMALL)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    bound = 5e-3 if "act" in sentence else 1e-5  # a last bit decides which way an input is rounded
+    assert off(logits(model), logits(lowbit.load(tmp_path / "out", dtype=torch.float32))) < bound
+
+
+def test_resume_gives_the_same_bytes(tiny_llama: Path, tmp_path: Path) -> None:
+    sentence = "quarot + gptaq(int4-row) + act(int4-token, clip=0.9)"
+    lowbit.quantize(str(tiny_llama), sentence, str(tmp_path / "whole"), **SMALL)
+    with pytest.raises(Killed):
+        lowbit.quantize(str(tiny_llama), sentence, str(tmp_path / "killed"), progress=KillAfter(1), **SMALL)
+    lowbit.quantize(str(tiny_llama), sentence, str(tmp_path / "killed"), **SMALL)
+    assert digest(tmp_path / "whole") == digest(tmp_path / "killed")
+
+
+def test_experts_turn_the_inputs_that_each_gets(_tiny_llama: Path, tmp_path: Path) -> None:
+    model = tiny("mixtral", vocab_size=258, bos_token_id=0, eos_token_id=1)
+    model.save_pretrained(tmp_path / "moe")
+    for file in _tiny_llama.glob("token*"):
+        shutil.copy(file, tmp_path / "moe" / file.name)
+    errors = []
+    for step in ("", "quarot + "):
+        out = tmp_path / f"out{step}"
+        lowbit.quantize(str(tmp_path / "moe"), f"{step}rtn(int8-g16) + act(int8-g16)", str(out), **SMALL)
+        errors.append(off(logits(lowbit.load(out, dtype=torch.float32)), logits(model)))
+    assert errors[1] < 1.5 * errors[0]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("text", ["int8-row-turn", "int4-g32-turn16", "int4-row-had-turn"])
+@pytest.mark.parametrize("activation", ["int8-token", "int4-token"])
+def test_a_layer_rounds_what_it_has_turned(text: str, activation: str) -> None:
+    weight, x, format = torch.randn(32, 96), torch.randn(2, 5, 96), formats.parse(text)
+    quantized = format.fit(weight, search=False).quantize(weight)
+    layer = QuantizedLinear.from_quantized(quantized)
+    assert layer(x).allclose(x @ quantized.decode().T, atol=1e-4)
+    layer.activation = acting.parse(activation)
+    size = 16 if "turn16" in text else 96
+    rounded = acting.fake(_hadamard.apply(x, size), acting.parse(activation))
+    wanted = _hadamard.apply(rounded, size, back=True) @ quantized.decode().T
+    for found in (layer(x), layer.prepare()(x)):
+        assert off(found, wanted) < 1e-5
+    compiled: Any = torch.compile(layer, backend="aot_eager")
+    assert off(compiled(x), wanted) < 1e-5
+
+
+def test_formats_tell_what_inputs_meet_first() -> None:
+    assert str(formats.parse("int4-g32").behind("turn")) == "int4-g32-turn"
+    turned = formats.parse("trellis2").behind("turn")
+    assert turned == formats.parse(str(turned)) and turned.inner.sides == ("had",) and turned.core.sides == ()
+    with pytest.raises(FormatError, match="Put it last"):
+        formats.parse("int4-g32-turn-had")
+
+
+@pytest.mark.parametrize(
+    ("sentence", "words"),
+    [
+        ("quarot@mlp + rtn(int4-row)", "turns the whole model"),
+        ("awq + quarot + rtn(int4-row)", "Put quarot first"),
+        ("rtn(int4-row) + quarot", "Put quarot first"),
+        ("quarot", "nothing here rounds a weight"),
+    ],
+)
+def test_a_sentence_that_cannot_be_meant_is_refused(sentence: str, words: str) -> None:
+    with pytest.raises(RecipeError, match=words):
+        Recipe.parse(sentence)
+
+
+def test_a_stream_that_cannot_be_turned_is_refused_before_any_work(_tiny_llama: Path, tmp_path: Path) -> None:
+    tiny("gemma3_text", vocab_size=258).save_pretrained(tmp_path / "gemma")
+    for file in _tiny_llama.glob("token*"):
+        shutil.copy(file, tmp_path / "gemma" / file.name)
+    with pytest.raises(ArchitectureError, match="norms stand between"):
+        lowbit.quantize(str(tmp_path / "gemma"), "quarot + rtn(int8-row)", str(tmp_path / "out"))
+    assert not (tmp_path / "out.partial").exists()
+    sentence = "quarot(online=all) + rtn(int8-g16) + act(int8-token)"
+    lowbit.quantize(str(tmp_path / "gemma"), sentence, str(tmp_path / "out"))
+    original = logits(lowbit.load(tmp_path / "gemma", dtype=torch.float32))
+    assert off(logits(lowbit.load(tmp_path / "out", dtype=torch.float32)), original) < 0.1
