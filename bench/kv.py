@@ -14,25 +14,15 @@ from typing import Any
 
 import torch
 from _rows import keep
-from torch import Tensor
 
 from lowbit import kvcache
 from lowbit.layers.loading import load
-from lowbit.pipeline import text
+from lowbit.pipeline import held, text
 from lowbit.pipeline.source import tokenizer_of
 from lowbit.statistics._divergence import Divergence
 
 MODEL = Path(__file__).parent.parent / "models" / "lowbit-tiny"
 POLICIES = ("int8", "int4", "int4-rot", "int4-centred", "int4-centred-rot", "kivi2", "fp8")
-
-
-def logits(model: Any, row: Tensor, policy: str, step: int) -> tuple[Tensor, int]:
-    """Logits [length, vocab] of one window through the cache, and the bytes that it held at the end."""
-    given = kvcache.arguments(policy, model)
-    (cache,) = given.values()
-    with torch.no_grad():
-        found = [model(part[None], use_cache=True, **given).logits[0] for part in row.split(step)]
-    return torch.cat(found), cache.bytes
 
 
 def bytes_per_token(model: Any, policy: str) -> float:
@@ -53,9 +43,9 @@ def main() -> None:
     with torch.no_grad():
         originals = [model(row[None], use_cache=False).logits[0] for row in rows]
     for policy in policies:
-        start, found, held = time.perf_counter(), Divergence(), 0
+        start, found, bytes_held = time.perf_counter(), Divergence(), 0
         for row, original in zip(rows, originals, strict=True):
-            decoded, held = logits(model, row, policy, step)
+            decoded, bytes_held = held.logits(model, row, policy, step)
             found.add(row, decoded, original)
         told = found.summary()
         keep(
@@ -68,7 +58,7 @@ def main() -> None:
             original_perplexity=round(told["original_perplexity"], 3),
             bits_per_number=kvcache.parse(policy).bits_per_number(model.config.head_dim),
             bytes_per_token=bytes_per_token(model, policy),
-            bytes_held=held,
+            bytes_held=bytes_held,
             windows=len(rows),
             length=length,
             step=step,

@@ -228,7 +228,9 @@ def test_hybrid_models_keep_their_sliding_layers():
     assert torch.equal(written(model, ids, PLAIN), written(model, ids))
     sliding = copy.deepcopy(model.config)
     sliding.layer_types = ["sliding_attention"] * 6
-    with pytest.raises(RequestError, match=r"no layer of gemma3_text attends to all tokens\. Leave the KV policy out"):
+    with pytest.raises(
+        RequestError, match=r"no layer of gemma3_text that it is for attends to all tokens\. Leave the KV policy out"
+    ):
         kvcache.build("int4", sliding)
 
 

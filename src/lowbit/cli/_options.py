@@ -36,3 +36,10 @@ Windows = Annotated[
 ]
 Tokens = Annotated[int, typer.Option(min=1, help="At most so many new tokens.", metavar="N")]
 Temperature = Annotated[float, typer.Option(min=0.0, help="0: always the likeliest token.", metavar="T")]
+Kv = Annotated[
+    str | None,
+    typer.Option(
+        help="Hold keys and values packed: int8, int4-centred-rot ... [default: as the checkpoint says]", metavar="POLICY",
+        show_default=False,
+    ),
+]  # fmt: skip

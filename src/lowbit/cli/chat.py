@@ -2,9 +2,6 @@
 
 import sys
 from collections.abc import Iterator
-from typing import Annotated
-
-import typer
 
 from lowbit.cli import _options as options
 from lowbit.cli._output import Output, verbs
@@ -15,10 +12,7 @@ def command(
     tokens: options.Tokens = 512,
     temperature: options.Temperature = 0.7,
     seed: options.Seed = 0,
-    kv: Annotated[
-        str | None,
-        typer.Option(help="Hold keys and values packed: int8, int4, kivi2 ...", metavar="POLICY", show_default=False),
-    ] = None,
+    kv: options.Kv = None,
     device: options.Device = None,
     json: options.Json = False,
 ) -> None:

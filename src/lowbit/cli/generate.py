@@ -14,10 +14,7 @@ def command(
     tokens: options.Tokens = 128,
     temperature: options.Temperature = 0.0,
     seed: options.Seed = 0,
-    kv: Annotated[
-        str | None,
-        typer.Option(help="Hold keys and values packed: int8, int4, kivi2 ...", metavar="POLICY", show_default=False),
-    ] = None,
+    kv: options.Kv = None,
     device: options.Device = None,
     json: options.Json = False,
 ) -> None:

@@ -19,6 +19,7 @@ from lowbit.core.device import available_memory
 from lowbit.layers.embedding import QuantizedEmbedding
 from lowbit.layers.linear import QuantizedLinear
 from lowbit.layers.loading import load
+from lowbit.pipeline import held
 from lowbit.pipeline import text as texts
 from lowbit.pipeline.source import resolve, tokenizer_of
 from lowbit.statistics._divergence import Divergence
@@ -51,8 +52,10 @@ class Reference:
 
 
 def logits_of(model: nn.Module, tokens: Tensor) -> Tensor:
-    """Logits [length, vocab] of one window [length] of tokens."""
+    """Logits [length, vocab] of one window [length] of tokens, its cache packed where the model's is."""
     device = next(model.parameters()).device
+    if hasattr(model, "kv_policies"):
+        return held.logits(model, tokens.to(device))[0]
     with torch.no_grad():
         found: Tensor = model(tokens[None].to(device), use_cache=False).logits[0]
     return found

@@ -8,12 +8,16 @@ A Policy is its text: `int4`, `int8-r64`, `int4-g32-k8`, `int4-centred-rot`, `ki
             | centred (keys less the mean of 64 tokens in a row; centred32: of 32)
             | outN (the N greatest numbers of each token and head stay floats)
 
+Layers may differ: where a policy is taken, so is a list with one for each layer ("": as floats). config.json of a checkpoint
+holds either under KEY; loaders that do not know it hold floats.
+
 Contract of a file: `def policy(text: str, number: str, words: list[str]) -> Policy`, and its members in EXAMPLES.
 Attention over what is packed is lowbit.kernels.attention: it decodes a tile at a time, never the whole.
 """
 
 import functools
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 from lowbit.core.errors import RequestError, nearest
@@ -21,8 +25,10 @@ from lowbit.core.shelf import Shelf
 from lowbit.kernels.pages import Half
 from lowbit.kvcache._policy import Policy
 
-__all__ = ["Half", "Policy", "arguments", "build", "examples", "parse", "shelf"]
+__all__ = ["KEY", "Half", "Policy", "Told", "arguments", "attach", "build", "by_layer", "check", "examples", "parse", "shelf"]
 
+KEY = "lowbit_kv"
+Told = str | Policy | Sequence[str | Policy | None]
 shelf = Shelf(__name__, "KV policy")
 
 
@@ -43,20 +49,52 @@ def examples() -> list[str]:
     return [name for file in shelf.names() for name in shelf.get(file).EXAMPLES]
 
 
-def build(policy: str | Policy, config: Any) -> Any:
+def by_layer(told: Told, layers: int) -> list[Policy | None]:
+    """The policy of each of so many layers. Raises RequestError."""
+    each: Sequence[str | Policy | None] = [told] * layers if isinstance(told, str | Policy) else told
+    if len(each) != layers:
+        raise RequestError(f"{len(each)} KV policies are given for {layers} layers. Give one, or one for each layer.")
+    return [parse(policy) if isinstance(policy, str) and policy else policy or None for policy in each]
+
+
+def build(told: Told, config: Any) -> Any:
     """An empty cache for one model. config: the model's."""
     from lowbit.kvcache._cache import PackedCache
 
-    return PackedCache(parse(policy) if isinstance(policy, str) else policy, config)
+    return PackedCache(by_layer(told, config.get_text_config(decoder=True).num_hidden_layers), config)
 
 
-def arguments(policy: str | Policy, model: Any) -> dict[str, Any]:
-    """An empty cache as the keyword argument that the model's `generate` and `forward` take: "cache", or "past_key_values".
+def check(told: Told, config: Any) -> None:
+    """See that a model's heads and layers can be held, before there is one. Raises RequestError, ShapeError."""
+    text = config.get_text_config(decoder=True)
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    build(told, config)
+    for policy in {policy for policy in by_layer(told, text.num_hidden_layers) if policy}:
+        for half in (policy.keys, policy.values):
+            half.check(policy.text, width)
+
+
+def word_of(model: Any) -> str:
+    """What the model's `generate` and `forward` call a cache: "cache", or "past_key_values"."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+
+
+def arguments(told: Told, model: Any) -> dict[str, Any]:
+    """An empty cache as the keyword argument of the model's `generate` and `forward`.
 
     The model attends by lowbit's own function from then on.
     """
     from lowbit.kvcache._attention import use
 
     use(model)
-    word = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
-    return {word: build(policy, model.config)}
+    return {word_of(model): build(told, model.config)}
+
+
+def attach(model: Any, told: Told | None) -> Any:
+    """Pack every cache that a model makes from now on, and remember how in `model.kv_policies`; the model. None: nothing."""
+    if told:
+        from lowbit.kvcache import _attaching
+
+        policies = by_layer(told, model.config.get_text_config(decoder=True).num_hidden_layers)
+        _attaching.attach(model, policies, word_of(model))
+    return model

@@ -7,6 +7,7 @@ Idea      A layer answers an update with what it held and the new tokens as they
 Traps     `crop` takes the tokens to remove as a negative number. `early_initialization` passes tensors without tokens.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -87,18 +88,22 @@ class PackedLayer(DynamicLayer):  # type: ignore[misc]
 
 
 class PackedCache(Cache):  # type: ignore[misc]
-    """A cache for one model whose full-attention layers are packed by a policy. config: the model's.
+    """A cache for one model whose full-attention layers are packed. policies: by layer, None: as floats. config: the model's.
 
-    Raises RequestError when the model has no such layer.
+    Raises RequestError when no layer that has a policy attends to all tokens.
     """
 
-    def __init__(self, policy: Policy, config: Any) -> None:
+    def __init__(self, policies: Sequence[Policy | None], config: Any) -> None:
         plain = DynamicCache(config=config).layers
-        layers = [PackedLayer(policy) if type(layer) is DynamicLayer else layer for layer in plain]
+        layers = [
+            PackedLayer(policy) if policy and type(layer) is DynamicLayer else layer
+            for policy, layer in zip(policies, plain, strict=True)
+        ]
         if not any(isinstance(layer, PackedLayer) for layer in layers):
-            raise RequestError(f"{policy}: no layer of {config.model_type} attends to all tokens. Leave the KV policy out.")
+            told = ", ".join(dict.fromkeys(str(policy) for policy in policies if policy))
+            fact = f"no layer of {config.model_type} that it is for attends to all tokens"
+            raise RequestError(f"{told}: {fact}. Leave the KV policy out.")
         super().__init__(layers=layers)
-        self.policy = policy
 
     @property
     def bytes(self) -> int:

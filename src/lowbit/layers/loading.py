@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.utils import logging
 
-from lowbit import checkpoints
+from lowbit import checkpoints, kvcache
 from lowbit.checkpoints.folder import Folder
 from lowbit.core.errors import CheckpointError
 from lowbit.kernels import packing
@@ -40,7 +40,7 @@ def load(path: str | Path, dtype: torch.dtype | None = None, device: str | torch
     folder = Folder(path)
     dtype, device = dtype or folder.dtype(), torch.device(device or "cpu")
     if "quantization_config" not in folder.settings:
-        return _plain(folder, dtype).to(device)
+        return kvcache.attach(_plain(folder, dtype).to(device), folder.settings.get(kvcache.KEY))
     config = folder.config()
     del config.quantization_config
     model = skeleton(config, dtype)
@@ -53,7 +53,7 @@ def load(path: str | Path, dtype: torch.dtype | None = None, device: str | torch
     if (folder.path / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder.path)
     attach(model, stored)
-    return model
+    return kvcache.attach(model, folder.settings.get(kvcache.KEY))
 
 
 def skeleton(config: Any, dtype: torch.dtype) -> Any:

@@ -86,7 +86,7 @@ class LowbitQuantizer(HfQuantizer):
         return converted
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
-        return linears.prepare(model)
+        return _with_cache(linears.prepare(model))
 
     def get_state_dict_and_metadata(self, model: Any) -> tuple[dict[str, Tensor], dict[str, str]]:
         """The tensors to save, in the file format of `form`."""
@@ -140,5 +140,22 @@ def attach(model: Any, stored: "checkpoints.Stored") -> None:
     model._weight_conversions = []  # the names that `originals` gives are final
 
 
+def _with_cache(model: Any) -> Any:
+    """The model, with the packed cache that its config.json asks for."""
+    from lowbit import kvcache
+
+    return kvcache.attach(model, getattr(model.config, kvcache.KEY, None))
+
+
+def _restoring(quantizer: type) -> type:
+    """A quantizer of transformers whose models get the packed cache that their config.json asks for."""
+
+    def after(self: Any, model: Any, **kwargs: Any) -> Any:
+        return _with_cache(quantizer._process_model_after_weight_loading(self, model, **kwargs) or model)  # type: ignore[attr-defined]
+
+    return type(quantizer.__name__, (quantizer,), {"_process_model_after_weight_loading": after})
+
+
+AUTO_QUANTIZER_MAPPING["compressed-tensors"] = _restoring(AUTO_QUANTIZER_MAPPING["compressed-tensors"])
 AUTO_QUANTIZATION_CONFIG_MAPPING.setdefault("lowbit", LowbitConfig)
 AUTO_QUANTIZER_MAPPING.setdefault("lowbit", LowbitQuantizer)

@@ -10,15 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowbit import checkpoints
+from lowbit import checkpoints, kvcache
 from lowbit.checkpoints.folder import Folder
 from lowbit.core.errors import CheckpointError
 from lowbit.layers.loading import skeleton
-from lowbit.pipeline import blocks, written
+from lowbit.pipeline import blocks, held, written
 from lowbit.pipeline.outer import Get, Outer
 from lowbit.pipeline.progress import Progress
 from lowbit.pipeline.source import Source
-from lowbit.pipeline.stream import first
 from lowbit.statistics._divergence import Divergence
 
 WINDOWS, LENGTH = 4, 1024
@@ -59,16 +58,17 @@ def measure(source: Source, folder: Folder, tokens: Tensor, device: torch.device
     kwargs = original.kwargs(tokens.shape[1])
     streams = [[outer.enter(row[None]) for row in tokens] for outer in (ours, original)]
     read = written.reader(stored)
+    policies = kvcache.by_layer(folder.settings.get(kvcache.KEY, ""), len(source.blocks))
     progress.start("check", len(source.blocks))
     for index in range(len(source.blocks)):
         for stream in streams:
             if stream is streams[0]:
                 told = source.blocks[index], source.prefix(index), read, stored.activations
-                module = written.block(*told, device, torch.float32)
+                module, run = written.block(*told, device, torch.float32), held.through(source.config, index, policies)
             else:
-                module = block(source, source.stored.tensor, index, device)
+                module, run = block(source, source.stored.tensor, index, device), held.plain
             for i, hidden in enumerate(stream):
-                stream[i] = first(module(hidden, **kwargs[index]))
+                stream[i] = run(module, hidden, kwargs[index])
             del module  # before the next is loaded: one block in memory
         progress.block(index, None, 0.0)
     progress.end()

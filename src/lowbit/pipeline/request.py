@@ -29,7 +29,8 @@ class Result:
     """What became of it. layers: a row a matrix. finished: a row a finisher. check: held-out divergence of the
     written folder. bytes: of its files.
 
-    outlook: the estimates before any work. seconds, peak_memory (bytes): of the process.
+    kv: how the KV cache is held, "" as floats. outlook: the estimates before any work. seconds, peak_memory (bytes): of the
+    process.
     """
 
     model: str
@@ -39,6 +40,7 @@ class Result:
     bytes: int
     seed: int = 0
     quant_method: str = ""
+    kv: str | list[str] = ""
     seconds: float = 0.0
     peak_memory: int = 0
     layers: list[dict[str, Any]] = field(default_factory=list)

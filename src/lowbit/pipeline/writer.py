@@ -172,8 +172,11 @@ class Writer:
         tensors = ((n, self.source.tensor(n)) for n in names)
         return {stored.originals.get(n, n): t.to(self.source.dtype) if turning and n in turning else t for n, t in tensors}
 
-    def complete(self) -> None:
-        """Make the folder a model: the tensors outside the blocks, index, configuration, tokenizer. May be done again."""
+    def complete(self, more: Mapping[str, Any] = types.MappingProxyType({})) -> None:
+        """Make the folder a model: the tensors outside the blocks, index, configuration, tokenizer. May be done again.
+
+        more: what config.json says beside.
+        """
         stored = self.source.stored
         if not self.joined.exists():
             checkpoints.write_shard(self.shard(""), self._outside())
@@ -184,14 +187,14 @@ class Writer:
         ignore = [stored.original(name) for name in linears if name not in self.formats]
         activations = {stored.original(name): activation for name, activation in self.activations.items()}
         checkpoints.complete(self.work, self.source.folder, self.form.config(formats, ignore, activations))
-        if self._untied:
-            self._untie()
+        if more or self._untied:
+            self._tell(more)
 
-    def _untie(self) -> None:
-        """Say in config.json that embedding and head are two matrices."""
+    def _tell(self, more: Mapping[str, Any]) -> None:
+        """Say in config.json what is in `more`, and that embedding and head are two matrices where they are."""
         path = self.work / "config.json"
-        config = json.loads(path.read_text(encoding="utf-8"))
-        for told in (config, config.get("text_config")):
+        config = json.loads(path.read_text(encoding="utf-8")) | dict(more)
+        for told in (config, config.get("text_config")) if self._untied else ():
             if told is not None:
                 told["tie_word_embeddings"] = False
         checkpoints.write_text(path, json.dumps(config, indent=2) + "\n")

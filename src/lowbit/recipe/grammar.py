@@ -5,8 +5,8 @@
 
 In / Out  "awq + gptq(int4-g128)@mlp" <-> steps, each a method's dataclass and the selector it is limited to ("" = all layers).
 Idea      The Python twin `AWQ() + GPTQ("int4-g128") @ "mlp"` is the truth; text is read into it and printed from it.
-          An argument without a key is the field `format` (in a method without one: its first field). A literal is a number, a
-          word, true, false or none, and must be of the field's type. Only what differs from the default is printed.
+          An argument without a key is the field `format` or `policy` (in a method without: its first field). A literal is a
+          number, a word, true, false or none, and must be of the field's type. Only what differs from the default is printed.
 Traps     What needs the model's layers (a group that does not divide, a selector that finds nothing) is checked by the plan.
 """
 
@@ -23,6 +23,8 @@ from lowbit.core.errors import RecipeError, nearest
 from lowbit.methods import Method, Turner, name_of, verb
 from lowbit.recipe import presets
 
+NAMES = ("format", "policy")
+"""Settings that name something; they come first, without a key."""
 ROLES = ("attn", "mlp", "experts", "head", "embed")
 _STEP = re.compile(
     r"\s*(?P<name>[A-Za-z_]\w*)\s*(?:\((?P<arguments>[^()]*)\)\s*)?"
@@ -81,7 +83,7 @@ def step_text(method: Link, selector: str = "") -> str:
     arguments: list[str] = []
     for field in _fields(type(method)):
         value, default = getattr(method, field.name), _default(field)
-        if field.name == "format" and value:
+        if field.name in NAMES and value:
             arguments.insert(0, str(value))
         elif value != default:
             arguments.append(f"{field.name}={_literal(value)}")
@@ -103,7 +105,7 @@ def _method(name: str, arguments: str) -> Method:
     cls = methods.get(name)
     step = f"{name}({arguments.strip()})"
     fields = {field.name: field for field in _fields(cls)}
-    first = "format" if "format" in fields else next(iter(fields), "")
+    first = next((name for name in NAMES if name in fields), next(iter(fields), ""))
     values: dict[str, Any] = {}
     for argument in filter(None, map(str.strip, arguments.split(","))):
         key, equals, word = (part.strip() for part in argument.partition("="))

@@ -105,6 +105,7 @@ def _loading(told: Mapping[str, Any]) -> str:
             "",
             *code,
             "",
+            *_cache(told),
             engine,
             "",
             "    vllm serve PATH",
@@ -115,6 +116,15 @@ def _loading(told: Mapping[str, Any]) -> str:
             "",
         ]
     )
+
+
+def _cache(told: Mapping[str, Any]) -> list[str]:
+    """What becomes of keys and values."""
+    if not told.get("kv"):
+        return []
+    each = told["kv"] if isinstance(told["kv"], str) else ", ".join(name or "floats" for name in told["kv"])
+    fact = f"Keys and values of past tokens are held packed ({each}), as the figures above count, where lowbit is imported"
+    return [f"{fact} first; other loaders hold them as floats.", ""]
 
 
 def _stored(told: Mapping[str, Any]) -> str:
