@@ -90,7 +90,7 @@ def test_files_restore_the_cache(tiny_llama: Path, tmp_path: Path, recipe: str, 
     assert json.loads((out / "config.json").read_text())[kvcache.KEY] == COARSE
     assert kvcache.KEY not in json.loads((plain / "config.json").read_text())
     assert f"held packed ({COARSE})" in (out / "README.md").read_text()
-    measured = lowbit.evaluate(str(out), str(tiny_llama), ["bundled"], 4, length=128)["texts"]["bundled"]
+    measured = lowbit.evaluate(str(out), str(tiny_llama), ["bundled"], 4, length=256)["texts"]["bundled"]
     assert measured["kl"] == pytest.approx(result.check["kl"], rel=0.02)
     ours, theirs = lowbit.load(out, dtype=torch.float32), AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
     ids = torch.arange(60)[None] + 2
