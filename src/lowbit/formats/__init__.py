@@ -7,18 +7,20 @@ A Format is its text: `int4-g128`, `int3-g64-asym`, `int8-row`, `fp8-b128x128`, 
             | a file of lowbit.sides ("had", "sparse1"; from the grid outwards) | plain (no sides, where an element has some)
             | asym (integer zero point) | floatzero (16-bit float zero)
             | fp16 | bf16 | fp32 | e4m3 | e8m0 (how scales are stored; default: 16 bits) | dq (double quantization)
+            | bilevel (scales and float zeros of 3 bits)
 
 Every value is  (element value - zero) * scale.  Contract of a file (one grouping and scale rule, or a head, or both), for the
 matrix inside the sides:
     fit(format, weight, importance, search) -> Parts    choose scales (and zeros), already rounded to what is stored
     expand(format, parts) -> (scale, zero | None)       the float32 [R, G] tensors that the stored parts mean
     rescale(format, parts, scale) -> Parts              optional: the parts with other scales [R, G], as near as storable
-    part_bits(format, groups) -> int                    optional: bits of all parts, where it is not a scale and a zero a group
+    part_bits(format, shape) -> int                     optional: bits of all parts, where it is not a scale and a zero a group
     step(format) -> (height, width, codes)              optional: weights that some codes tell together (Format.step)
     encode(format, parts, weight) -> codes              } optional, for values that no element and scale give
     decode(format, parts, codes, rows) -> values        } (a table for each row); rows: slice of the matrix that codes are of
     codec(grid) -> lowbit.solvers.codec.Codec           optional: how solvers round onto it
     TRAINED = {part: function}                          optional: parts that tuners train -> how each is made storable again
+    PACKED                                              optional: {part: bits} of parts that are codes, [out, groups] in uint8
     parse(number, words) -> Format                      only in a file that is a head itself (nvfp4, mxfp, fp8)
     EXAMPLES                                            names of formats that the file makes, for lists and for conformance
 """
@@ -69,10 +71,14 @@ def with_words(text: str, element: str, words: list[str]) -> Format:
         raise FormatError(f"{text}: only integers have a zero point. Leave it out, or use int4.")
     if scale == "dq" and (integer or found.get("group", (1, 0))[0] != 1):
         raise FormatError(f"{text}: double quantization is for tables of values in groups of one row. Use nf4-g64-dq.")
+    if scale == "bilevel":
+        if zero or not integer or found.get("group", (1, 0))[0] != 1:
+            raise FormatError(f"{text}: bilevel is for integers in groups of one row, and has zeros. Use int3-g16-bilevel.")
+        found["zero"] = "float"
     around = default_sides(element)
     if around:
         found = {"group": (0, 0), "scale": "fp32", **found}
-    rule = {"dq": "double", "e4m3": "two_level"}.get(scale) or one_level(element, zero)
+    rule = {"dq": "double", "e4m3": "two_level", "bilevel": "bilevel"}.get(scale) or one_level(element, zero)
     return Format(element=element, rule=rule, text=text, extra_bits=32 if rule == "two_level" else 0, sides=around, **found)
 
 

@@ -117,7 +117,7 @@ class Format:
         layout, rule = layouts.shelf.get(self.layout), shelf.get(self.rule)
         bits: int = math.prod(layout.packed_shape(*self.codes_shape(shape), self.dtype.bits)) * layout.WORD.itemsize * 8
         if hasattr(rule, "part_bits"):
-            bits += rule.part_bits(self, count)
+            bits += rule.part_bits(self, (out, inputs))
         else:
             bits += count * (SCALES[self.scale] + {"": 0, "int": int(self.dtype.bits), "float": 16}[self.zero])
         bits += sum(sides.get(side).bits((out, inputs)) for side in self.sides)

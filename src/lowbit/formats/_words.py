@@ -8,8 +8,9 @@ from typing import TypedDict
 
 from lowbit.core.errors import FormatError, nearest
 
-SCALES = {"fp16": 16, "bf16": 16, "half": 16, "e4m3": 8, "e8m0": 8, "fp32": 32, "dq": 8}
-"""Bits of a stored scale. "half" is 16 bits whose values are exact in fp16 and in bf16; "dq" is double quantization."""
+SCALES = {"fp16": 16, "bf16": 16, "half": 16, "e4m3": 8, "e8m0": 8, "fp32": 32, "dq": 8, "bilevel": 3}
+"""Bits of a stored scale. "half" is 16 bits whose values are exact in fp16 and in bf16; "dq" is double quantization,
+"bilevel" has zeros too and brings its own count."""
 
 _GROUPS = {"row": (1, 0), "token": (1, 0), "tensor": (0, 0)}
 _ZEROS = {"asym": "int", "floatzero": "float"}

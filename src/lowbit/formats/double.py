@@ -47,6 +47,6 @@ def expand(format: Format, parts: Parts) -> tuple[Tensor, Tensor | None]:
     return (dtypes.get(ELEMENT).decode(codes) * nested + parts["nested_offset"]).view_as(parts["scale"]), None
 
 
-def part_bits(format: Format, groups: int) -> int:
-    """Bits of all parts of a matrix with so many groups."""
+def part_bits(format: Format, shape: tuple[int, int]) -> int:
+    groups = math.prod(format.groups(shape))
     return 8 * groups + 32 * math.ceil(groups / BLOCK) + 32

@@ -51,8 +51,8 @@ def expand(format: Format, parts: Parts) -> tuple[Tensor, Tensor | None]:
     return torch.ones_like(parts["table"][:, :1], dtype=torch.float32), None
 
 
-def part_bits(format: Format, groups: int) -> int:
-    return 16 * format.dtype.codes * groups
+def part_bits(format: Format, shape: tuple[int, int]) -> int:
+    return 16 * format.dtype.codes * shape[0]
 
 
 def encode(format: Format, parts: Parts, weight: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from lowbit.kernels.packing import Stored
 
 CHUNK = 32
 """Rows of zeros whose bits fill whole words, at every width."""
-BY_ROW = {"scale", "zero", "table"}
+BY_ROW = {"scale", "zero", "table", "levels"}
 """The parts whose first dimension is rows of groups; the others (global_scale, codebooks) belong to the whole matrix."""
 
 
@@ -83,6 +83,8 @@ class QuantizedEmbedding(nn.Module):
 
 def readable(format: Format) -> str:
     """ "" when single rows of a matrix in `format` can be decoded, else the reason why not."""
+    if format.scale == "bilevel":
+        return "16 rows share the range of their scales"
     if format.sides:
         return f"{format.sides[0]} mixes the rows of a matrix"
     return f"its codes hold {format.step[0]} rows at once" if format.step[0] > 1 else ""

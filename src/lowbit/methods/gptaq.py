@@ -22,11 +22,8 @@ from torch import Tensor
 from lowbit.formats import Format, Quantized
 from lowbit.methods import Method
 from lowbit.solvers import grid
-from lowbit.solvers.target import corrected
+from lowbit.solvers.target import trusted
 from lowbit.statistics import Stats
-
-FEW = 8
-"""Tokens an input at which half of the correction is trusted."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +46,6 @@ class GPTAQ(Method):
         given, target = grid.problem(moment, stats.tokens), None
         if cross is None:
             grid.uncorrected(given)
-        elif stats.tokens >= weight.shape[1]:
-            share = stats.tokens / (stats.tokens + FEW * weight.shape[1])
-            target = corrected(weight.float(), moment, cross, self.ridge, self.alpha * share)
+        else:
+            target = trusted(weight.float(), moment, cross, stats.tokens, self.ridge, self.alpha)
         return grid.solve(weight, given, format, target=target, damp=self.damp, order=self.order, sweeps=self.sweeps)

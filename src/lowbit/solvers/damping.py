@@ -92,3 +92,11 @@ def _unit(lower: Tensor, width: int) -> Tensor:
         block = lower[a : a + width, a : a + width].clone()
         lower[a:, a : a + width] = torch.linalg.solve_triangular(block, lower[a:, a : a + width], upper=False, left=False)
     return lower
+
+
+def salience(moment: Tensor, damp: float) -> Tensor:
+    """1 / [H^-1]_jj^2 [in]: what an error of each input costs, squared, when all others make up for it; else diag(H)^2."""
+    lower, _, _ = cholesky(revived(moment), damp)
+    if lower is None:
+        return moment.diagonal().square()
+    return torch.cholesky_inverse(lower).diagonal().reciprocal().square()

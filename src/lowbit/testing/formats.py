@@ -15,6 +15,7 @@ from torch import Tensor
 from lowbit import formats
 from lowbit.core.errors import FormatError, ShapeError
 from lowbit.formats import Format, Grid
+from lowbit.kernels import packing
 
 
 def matrix(out: int = 24, inputs: int = 256, seed: int = 0) -> Tensor:
@@ -169,8 +170,11 @@ def check_bits(name: str) -> None:
         weight = sized(format, *shape)
         quantized = format.fit(weight, search=False).quantize(weight)
         bits = 8 * quantized.packed().nbytes
+        stored = packing.pack(quantized)
         for part, tensor in quantized.parts.items():
-            bits += tensor.numel() * int(format.dtype.bits) if part == "zero" and format.zero == "int" else 8 * tensor.nbytes
+            bits += (
+                tensor.numel() * int(format.dtype.bits) if part == "zero" and format.zero == "int" else 8 * stored[part].nbytes
+            )
         promised = round(format.bits_per_weight(quantized.shape) * weight.numel(), 3)
         assert bits == promised, f"{name}: {bits} bits are stored, {promised} promised"
 

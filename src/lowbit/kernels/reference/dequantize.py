@@ -23,11 +23,8 @@ def supports(format: Format, shape: tuple[int, int], device: torch.device, dtype
 
 
 def prepare(format: Format, packed: Tensor, parts: Parts, shape: tuple[int, int]) -> dict[str, Tensor]:
-    """The stored bytes as they are; an integer zero stays packed."""
-    prepared = {"codes": packed, **parts}
-    if format.zero == "int":
-        prepared["zero"] = packing.pack_zero(format, parts["zero"])
-    return prepared
+    """The stored bytes as they are; parts that are codes stay packed."""
+    return {"codes": packed, **packing.pack_parts(format, parts)}
 
 
 def restore(prepared: dict[str, Tensor], format: Format, shape: tuple[int, int]) -> tuple[Tensor, Parts]:
