@@ -15,7 +15,6 @@ Traps     Two salient columns cost nothing and are exact: two sizes for two weig
 """
 
 import math
-from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -46,7 +45,7 @@ def fit(format: Format, weight: Tensor, importance: Tensor | None, search: bool)
     h = (h / h.mean()).clamp_min(1e-6)
     found = [_group(w.abs(), c, search) for w, c in zip(_groups(format, weight), _groups(format, h), strict=True)]
     bits = torch.cat([salient for _, salient in found])
-    salient = _dense().pack(bits[None].to(torch.uint8), 1)
+    salient = layouts.shelf.get("dense").pack(bits[None].to(torch.uint8), 1)
     return {"levels": stored(torch.stack([levels for levels, _ in found], 1)), "salient": salient}
 
 
@@ -80,10 +79,6 @@ def _group(size: Tensor, h: Tensor, search: bool) -> tuple[Tensor, Tensor]:
     chosen = torch.zeros(n, dtype=torch.bool, device=size.device)
     chosen[best[1]] = True
     return best[0], chosen
-
-
-def _dense() -> ModuleType:
-    return layouts.shelf.get("dense")
 
 
 def _mean(size: Tensor, h: Tensor) -> Tensor:
@@ -127,7 +122,7 @@ class Levels:
 
     def __init__(self, format: Format, parts: Parts, inputs: int) -> None:
         self._levels = load(parts["levels"], "half")
-        self._salient = _dense().unpack(parts["salient"], 1, inputs)[0].long()
+        self._salient = layouts.shelf.get("dense").unpack(parts["salient"], 1, inputs)[0].long()
         self._columns = format.group[1] or inputs
 
     def _pair(self, start: int, count: int) -> tuple[Tensor, Tensor]:
