@@ -128,7 +128,7 @@ def inspect(model: str, *, device: str | None = None) -> dict[str, Any]:
 
     from lowbit import checkpoints
     from lowbit.checkpoints.folder import Folder
-    from lowbit.kernels import activation, dispatch
+    from lowbit.kernels import dispatch
     from lowbit.layers import replacing
     from lowbit.pipeline.source import resolve
 
@@ -141,7 +141,7 @@ def inspect(model: str, *, device: str | None = None) -> dict[str, Any]:
         told = dispatch.explain(format, shape, place, dtype)
         acts, integers = stored.activations.get(name), ""
         if acts:
-            integers = activation.kernel(format, shape, place, acts)
+            integers = dispatch.rounding(format, shape, place, acts)
         bits[name] = (format.bits_per_weight(shape) * shape[0] * shape[1], shape[0] * shape[1])
         layers.append(
             {

@@ -8,17 +8,20 @@ Contract of a file (its name is the `quant_method` it writes, "-" as "_"):
     formats(config: dict, modules: list[str]) -> dict[module, Format]     the way back: which modules, in which format
     activations(config: dict, modules: list[str]) -> dict[module, Activation]     and how their inputs are rounded
     quantized(module, format, get) -> Quantized         the way back for one matrix; get(name) gives a stored tensor
-`dtype` is the model's dtype. Nothing here rounds: codes and scales are stored as they are.
+`dtype` is the model's dtype. Nothing here rounds: codes and scales are stored as they are. A scale of inputs that an activation
+stores (its `scale`) is `<module>.input_scale` or `<module>.input_global_scale` in every format: `input_tensors` writes it.
 `modules` are those that have a tensor `weight_<part>` beside their weight. All names here are those in the files.
 `folder/` reads and writes what all formats share: safetensors, index, config.json.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import cached_property
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from lowbit.checkpoints.folder import Folder, Shard, write_shard, write_text
@@ -30,7 +33,10 @@ from lowbit.formats import Format, Quantized
 if TYPE_CHECKING:
     from lowbit.kernels.activation import Activation
 
-__all__ = ["Folder", "Shard", "Stored", "choose", "complete", "name_of", "rename", "shelf", "write_shard", "write_text"]
+__all__ = [
+    "Folder", "Shard", "Stored", "choose", "complete", "input_tensors", "name_of", "rename", "shelf", "with_scale",
+    "write_shard", "write_text",
+]  # fmt: skip
 shelf = Shelf(__name__, "checkpoint format")
 STANDARD = "compressed_tensors"
 OWN = "lowbit"
@@ -107,12 +113,27 @@ class Stored:
         if self.config is None:
             return {}
         found: dict[str, Activation] = self.form.activations(self.config, sorted(self._modules.values()))
-        return {new: found[old] for new, old in sorted(self._modules.items()) if old in found}
+        modules = {new: old for new, old in sorted(self._modules.items()) if old in found}
+        return {new: with_scale(found[old], old, self.folder.tensor) for new, old in modules.items()}
 
     def quantized(self, module: str) -> Quantized:
         """One matrix, its codes as they are in the file."""
         found: Quantized = self.form.quantized(self._modules[module], self.formats[module], self.folder.tensor)
         return found
+
+
+def input_tensors(module: str, activation: "Activation | None") -> dict[str, Tensor]:
+    """The stored scale of a matrix's inputs by its name; nothing where none is stored."""
+    if activation is None or not activation.scale:
+        return {}
+    return {f"{module}.{activation.stored}": torch.tensor(activation.scale)}
+
+
+def with_scale(activation: "Activation", module: str, get: Callable[[str], Tensor]) -> "Activation":
+    """The activation with the scale that is stored under `module`, if any."""
+    if not activation.stored:
+        return activation
+    return replace(activation, scale=tuple(get(f"{module}.{activation.stored}").float().flatten().tolist()))
 
 
 def rename(name: str, renames: Iterable[tuple[str, str]]) -> str:

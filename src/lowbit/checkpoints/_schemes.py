@@ -44,6 +44,8 @@ class Scheme:
 
 WIDE = {"fp16", "bf16", "fp32"}
 """Scales of foreign files that are not exact in both 16-bit types: read, and written back as they are."""
+SCALE_TYPES = {"nvfp4": "torch.float8_e4m3fn", "mxfp": "torch.uint8"}
+"""Of found scales, by the rule of a format."""
 FLOATS = {
     ("e4m3", (0, 0), "half"): Scheme("float-quantized", 8, "float", "tensor"),
     ("e4m3", (1, 0), "half"): Scheme("float-quantized", 8, "float", "channel"),
@@ -71,21 +73,50 @@ def inputs_of(activation: Activation | None) -> dict[str, Any] | None:
     """QuantizationArgs of the inputs."""
     if activation is None:
         return None
-    group, element = activation.format.group, activation.format.dtype
-    strategy = "group" if group[1] else "token" if group[0] else "tensor"
+    group, element, rule = activation.format.group, activation.format.dtype, activation.format.rule
+    strategy = "tensor_group" if rule == "nvfp4" else "group" if group[1] else "token" if group[0] else "tensor"
     told: dict[str, Any] = {"num_bits": int(element.bits), "type": "int" if activation.integer else "float"}
-    return told | {"strategy": strategy, "symmetric": True, "dynamic": True, "group_size": group[1] or None}
+    told |= {"strategy": strategy, "symmetric": True, "group_size": group[1] or None}
+    told["dynamic"] = "local" if rule == "nvfp4" else not activation.static
+    if rule in SCALE_TYPES:
+        told["scale_dtype"] = SCALE_TYPES[rule]
+    return told
+
+
+def unsaid(activation: Activation, format: Format) -> str:
+    """Why no scheme says these inputs of a matrix in `format`; "" where one does."""
+    told, number = activation.format, activation.clip
+    if number != 1 and not activation.static:
+        return f"compressed-tensors has no word for a clip of {number:g}"
+    if activation.beyond:
+        return f"compressed-tensors has no word for columns beyond {activation.beyond:g}"
+    if activation.observer == "mse" and not activation.static:
+        return "engines find scales by the plain rule, not by mse"
+    if activation.static and told.group[1]:
+        return "engines store one scale for all inputs, not one a group"
+    if format.zero:
+        return f"transformers would not round the inputs of {format}"
+    if told.rule in SCALE_TYPES:
+        return "" if format.rule == told.rule else f"inputs in {told} go with weights in {told}"
+    known = re.fullmatch(r"int[2-8]", told.element) or (told.element == "e4m3" and told.group[1] in {0, 128})
+    return "" if known else f"compressed-tensors has no scheme for inputs in {activation}"
 
 
 def activation_of(told: dict[str, Any] | None) -> Activation | None:
     """The way back. Raises CheckpointError for what lowbit does not run."""
     if not told:
         return None
-    places = {"token": "token", "tensor": "tensor", "group": f"g{told.get('group_size')}"}
-    place, bits, integer = places.get(told.get("strategy", "")), told["num_bits"], told.get("type", "int") == "int"
-    if told.get("dynamic") is not True or not told.get("symmetric", True) or not place or not (integer or bits == 8):
+    group, bits, integer = told.get("group_size"), told["num_bits"], told.get("type", "int") == "int"
+    place, dynamic = told.get("strategy", ""), told.get("dynamic")
+    text = {"token": "token", "tensor": "tensor", "group": f"g{group}"}.get(place, "")
+    head = f"{'int' if integer else 'fp'}{bits}-{text}" if text and (integer or bits == 8) else ""
+    if not integer and place == "tensor_group" and (bits, group, dynamic) == (4, 16, "local"):
+        head, dynamic = "nvfp4", True
+    elif not integer and place == "group" and group == 32 and told.get("scale_dtype") == SCALE_TYPES["mxfp"]:
+        head = f"mxfp{bits}"
+    if not head or not isinstance(dynamic, bool) or not (dynamic or place == "tensor") or not told.get("symmetric", True):
         raise CheckpointError(
-            f"compressed-tensors: the checkpoint quantizes activations by {told}; lowbit runs symmetric, dynamic ones of a "
-            "token, a group or all. Use another checkpoint."
+            f"compressed-tensors: the checkpoint quantizes activations by {told}; lowbit runs symmetric ones: static for all, "
+            "dynamic for a token, a group or all, nvfp4 and mxfp. Use another checkpoint."
         )
-    return Activation(all_formats.parse(f"{'int' if integer else 'fp'}{bits}-{place}"))
+    return Activation(all_formats.parse(head), static=not dynamic)

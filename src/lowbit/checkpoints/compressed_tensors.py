@@ -8,7 +8,8 @@ Layout    By module, beside `weight_scale`:
           mxfp8-quantized  weight e4m3; scales uint8, as all mx formats
           int-quantized    weight int8 [N, K], scales [N, 1]: written where inputs are rounded too. vLLM takes weight-only
                            integers in the packed form alone.
-          Rounded inputs stand in `input_activations`, with dynamic scales: a token, a group of one, or all of x.
+          Rounded inputs stand in `input_activations`: dynamic scales of a token, a group of one, or all of x; a static one
+          for all, `input_scale` [1]; nvfp4 "local" under `input_global_scale` [1]; mxfp by groups.
 Source    compressed-tensors 0.20 (never imported here: engines want different versions of it).
 Traps     Zero points: transformers builds their parameter unpacked and stops with a size mismatch. `dequantize` in the
           configuration avoids that (the model is loaded as floats, decoded in the scales' dtype) and is written where one
@@ -33,7 +34,7 @@ import torch
 from torch import Tensor
 
 from lowbit import formats as all_formats
-from lowbit.checkpoints._schemes import FLOATS, WIDE, Scheme, activation_of, inputs_of, scheme_of
+from lowbit.checkpoints._schemes import FLOATS, WIDE, Scheme, activation_of, inputs_of, scheme_of, unsaid
 from lowbit.core.errors import CheckpointError, ShapeError
 from lowbit.formats import Format, Quantized
 from lowbit.kernels import packing
@@ -52,13 +53,7 @@ def can_hold(format: Format) -> str:
 
 
 def can_act(activation: Activation, format: Format) -> str:
-    if activation.clip != 1:
-        return f"compressed-tensors has no word for a clip of {activation.clip:g}"
-    if format.zero:
-        return f"transformers would not round the inputs of {format}"
-    told = activation.format
-    known = re.fullmatch(r"int[2-8]", told.element) or (told.element == "e4m3" and not told.group[1])
-    return "" if known else f"compressed-tensors has no scheme for inputs in {activation}"
+    return unsaid(activation, format)
 
 
 def tensors(module: str, quantized: Quantized, dtype: torch.dtype, activation: Activation | None = None) -> dict[str, Tensor]:

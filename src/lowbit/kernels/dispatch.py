@@ -3,13 +3,15 @@
 Idea      Among the kernels that take (format, shape, device, dtype, tokens) the one of highest RANK runs. A layer is prepared
           for one of them; a call that it does not take (many tokens, another dtype) goes to another of the same FORM, at last
           to the reference on the restored bytes: slower, never wrong.
-          Kernels know grids alone: what stands around one (lowbit.sides) is done here, before and after.
+          Kernels know grids alone: what stands around one (lowbit.sides) is done here, before and after. Inputs that are
+          rounded (lowbit.kernels.activation) are so inside the sides, as the grid meets them; a side's product takes floats.
           `lowbit::linear` is bound by torch.library.Library with a fake kernel, so torch.compile sees one opaque op.
 """
 
 import functools
 import pkgutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from types import ModuleType
 
 import torch
@@ -19,7 +21,9 @@ from lowbit import formats, kernels, sides
 from lowbit.core.errors import KernelUnavailable
 from lowbit.core.shelf import Shelf
 from lowbit.formats import Format, Parts
+from lowbit.kernels import activation as acting
 from lowbit.kernels import packing
+from lowbit.kernels.activation import Activation
 
 REFERENCE = "reference.dequantize"
 LINEAR, ATTENTION = "linear", "attention"
@@ -95,6 +99,18 @@ def pick(format: Format, shape: tuple[int, int], device: torch.device, dtype: to
 
 
 @functools.lru_cache(maxsize=4096)
+def rounding(format: Format, shape: tuple[int, int], device: torch.device, activation: Activation) -> str:
+    """The kernel that multiplies codes of x with codes of W; "" where the product is emulated on the rounded x."""
+    plain = replace(activation, beyond=0.0)
+    for name in ranked()[0]:
+        found = get(name)
+        takes = hasattr(found, "takes") and (hasattr(found, "columns") or not activation.beyond)
+        if takes and not found.takes(plain, format.core, shape, device):
+            return name
+    return ""
+
+
+@functools.lru_cache(maxsize=4096)
 def _runner(
     prepared_by: str, format: Format, shape: tuple[int, int], device: torch.device, dtype: torch.dtype, tokens: int
 ) -> ModuleType | None:
@@ -108,18 +124,14 @@ def _runner(
 
 def prepare(kernel: str, format: Format, packed: Tensor, parts: Parts, shape: tuple[int, int]) -> Parts:
     """The tensors that `kernel` wants for a matrix, and those of its sides as they are."""
-    around = _side_parts(format)
-    inner = {name: tensor for name, tensor in parts.items() if name not in around}
-    prepared: Parts = get(kernel).prepare(format.core, packed, inner, shape)
-    return prepared | {name: parts[name] for name in around}
+    prepared: Parts = get(kernel).prepare(format.core, packed, _inner(parts, format), shape)
+    return prepared | {name: parts[name] for name in _side_parts(format)}
 
 
 def restore(kernel: str, prepared: Parts, format: Format, shape: tuple[int, int]) -> tuple[Tensor, Parts]:
     """The way back: packed codes and parts, exactly."""
-    around = _side_parts(format)
-    inner = {name: tensor for name, tensor in prepared.items() if name not in around}
-    packed, parts = get(kernel).restore(inner, format.core, shape)
-    return packed, parts | {name: prepared[name] for name in around}
+    packed, parts = get(kernel).restore(_inner(prepared, format), format.core, shape)
+    return packed, parts | {name: prepared[name] for name in _side_parts(format)}
 
 
 @functools.cache
@@ -128,50 +140,72 @@ def _side_parts(format: Format) -> tuple[str, ...]:
     return tuple(part for side in format.sides for part in sides.get(side).parts)
 
 
-def behind(x: Tensor, prepared: Parts, format: Format, product: Callable[[Tensor, Parts], Tensor]) -> Tensor:
-    """`product` of x [..., in] behind the sides that a format has ahead, with what is prepared for the matrix there."""
-    flat, entered = x.reshape(-1, x.shape[-1]), []
-    for word in reversed(format.ahead):
-        entered.append(flat)
-        flat = sides.get(word).before(flat, prepared)
-    parts = {part for word in format.ahead for part in sides.get(word).parts}
-    y = product(flat.reshape(x.shape) if format.ahead else x, {name: t for name, t in prepared.items() if name not in parts})
-    for word, outer in zip(format.ahead, reversed(entered), strict=True):
-        y = sides.get(word).after(y.reshape(-1, y.shape[-1]), outer, prepared).reshape(y.shape)
-    return y
+def _inner(tensors: Parts, format: Format) -> Parts:
+    """Those of the grid alone."""
+    around = {*_side_parts(format), acting.STORED}
+    return {name: tensor for name, tensor in tensors.items() if name not in around}
 
 
-def linear(x: Tensor, prepared: Parts, kernel: str, format: Format, shape: tuple[int, int]) -> Tensor:
-    """x [..., in] -> x @ W.T [..., out], without bias; what layers call. prepared: what `kernel` prepared for this matrix.
+def linear(
+    x: Tensor, prepared: Parts, kernel: str, format: Format, shape: tuple[int, int], activation: Activation | None = None
+) -> Tensor:
+    """x [..., in] -> x @ W.T [..., out], without bias; what layers call. prepared: what `kernel` prepared for this matrix, and
+    the stored scale of its inputs where `activation`, how they are rounded, has one.
 
     The op costs 6 us more than a plain call, so it is used only where torch must know of it: compiling and differentiating.
     """
     if torch.compiler.is_compiling() or torch.is_grad_enabled():
-        y: Tensor = torch.ops.lowbit.linear(x, list(prepared.values()), ",".join(prepared), kernel, str(format), *shape)
+        told = str(activation or "")
+        y: Tensor = torch.ops.lowbit.linear(x, list(prepared.values()), ",".join(prepared), kernel, str(format), *shape, told)
         return y
-    return _run(x, prepared, kernel, format, shape)
+    return _run(x, prepared, kernel, format, shape, activation)
 
 
-def _run(x: Tensor, prepared: Parts, kernel: str, format: Format, shape: tuple[int, int]) -> Tensor:
+def _run(
+    x: Tensor, prepared: Parts, kernel: str, format: Format, shape: tuple[int, int], activation: Activation | None
+) -> Tensor:
     flat = x.reshape(-1, shape[1])
     if flat.shape[0] == 0:
         return x.new_empty(*x.shape[:-1], shape[0])
-    return _inside(format.sides, flat, prepared, kernel, format, shape).reshape(*x.shape[:-1], shape[0])
+    return _inside(format.sides, flat, prepared, kernel, format, shape, activation).reshape(*x.shape[:-1], shape[0])
 
 
-def _inside(around: tuple[str, ...], x: Tensor, prepared: Parts, kernel: str, format: Format, shape: tuple[int, int]) -> Tensor:
+def _inside(
+    around: tuple[str, ...],
+    x: Tensor,
+    prepared: Parts,
+    kernel: str,
+    format: Format,
+    shape: tuple[int, int],
+    activation: Activation | None,
+) -> Tensor:
     """y of the matrix inside the outermost of the sides `around`, and so on inwards to the grid."""
     if around:
         side = sides.get(around[-1])
-        y = _inside(around[:-1], side.before(x, prepared), prepared, kernel, format, shape)
+        y = _inside(around[:-1], side.before(x, prepared), prepared, kernel, format, shape, activation)
         return side.after(y, x, prepared)
+    if activation is not None:
+        if hasattr(get(kernel), "rounded"):
+            return _rounded(x, prepared, kernel, format, shape, activation)
+        x = acting.fake(x, activation, prepared.get(acting.STORED))
     runner = _runner(kernel, format, shape, x.device, x.dtype, x.shape[0])
     if runner is not None:
         found: Tensor = runner.linear(x, prepared, format.core, shape)
         return found
-    inner = {name: tensor for name, tensor in prepared.items() if name not in _side_parts(format)}
-    product: Tensor = get(REFERENCE).product(x, *get(kernel).restore(inner, format.core, shape), format.core, shape)
+    restored = get(kernel).restore(_inner(prepared, format), format.core, shape)
+    product: Tensor = get(REFERENCE).product(x, *restored, format.core, shape)
     return product
+
+
+def _rounded(x: Tensor, prepared: Parts, kernel: str, format: Format, shape: tuple[int, int], activation: Activation) -> Tensor:
+    """y by a kernel that rounds x itself; columns that keep their floats go beside it."""
+    module, kept = get(kernel), acting.outliers(x, activation)
+    inside = x if kept is None else x.masked_fill(kept, 0)
+    y: Tensor = module.rounded(inside, prepared, format.core, shape, activation)
+    if kept is not None:
+        index = kept.nonzero()[:, 0]
+        y = y.addmm(x[:, index], module.columns(prepared, format.core, index).to(x.dtype).t())
+    return y
 
 
 @functools.cache
@@ -179,12 +213,17 @@ def _parse(text: str) -> Format:
     return formats.parse(text)
 
 
-def _op(x: Tensor, weights: Sequence[Tensor], names: str, kernel: str, format: str, rows: int, columns: int) -> Tensor:
-    """`linear` as the dispatcher of torch takes it: `names` of `weights` joined by commas, the format as text."""
-    return _run(x, dict(zip(names.split(","), weights, strict=True)), kernel, _parse(format), (rows, columns))
+def _op(
+    x: Tensor, weights: Sequence[Tensor], names: str, kernel: str, format: str, rows: int, columns: int, activation: str
+) -> Tensor:
+    """`linear` as the dispatcher of torch takes it: `names` of `weights` joined by commas, format and activation as text."""
+    prepared = dict(zip(names.split(","), weights, strict=True))
+    return _run(x, prepared, kernel, _parse(format), (rows, columns), acting.parse(activation) if activation else None)
 
 
-def _fake(x: Tensor, weights: Sequence[Tensor], names: str, kernel: str, format: str, rows: int, columns: int) -> Tensor:
+def _fake(
+    x: Tensor, weights: Sequence[Tensor], names: str, kernel: str, format: str, rows: int, columns: int, activation: str
+) -> Tensor:
     return x.new_empty(*x.shape[:-1], rows)
 
 
@@ -194,16 +233,18 @@ def _remember(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 
 
 def _backward(ctx, gradient: Tensor):  # type: ignore[no-untyped-def]
-    """The gradient of x alone: packed weights do not train."""
-    names, kernel, text, *shape = ctx.rest
+    """The gradient of x alone: packed weights do not train, and rounding of x passes gradients straight through."""
+    names, kernel, text, *shape, _ = ctx.rest
     weights, format = ctx.saved_tensors, _parse(text)
     packed, parts = restore(kernel, dict(zip(names.split(","), weights, strict=True)), format, tuple(shape))
     dense = formats.Quantized(format, packing.codes(format, packed, tuple(shape)), parts, tuple(shape)).decode()
-    return gradient @ dense.to(gradient.dtype), [None] * len(weights), None, None, None, None, None
+    return gradient @ dense.to(gradient.dtype), [None] * len(weights), *[None] * len(ctx.rest)
 
 
 _library = torch.library.Library("lowbit", "DEF")
-_library.define("linear(Tensor x, Tensor[] weights, str names, str kernel, str format, int rows, int columns) -> Tensor")
+_library.define(
+    "linear(Tensor x, Tensor[] weights, str names, str kernel, str format, int rows, int columns, str activation) -> Tensor"
+)
 _library.impl("linear", _op, "CompositeExplicitAutograd")
 torch.library.register_fake("lowbit::linear", _fake)
 torch.library.register_autograd("lowbit::linear", _backward, setup_context=_remember)

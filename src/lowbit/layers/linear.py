@@ -3,15 +3,17 @@
 Idea      The layer is in one of two states. Stored: buffers `weight` (packed codes) and `weight_<part>`, exactly what a file of
           quant_method "lowbit" holds; it runs on the reference. Prepared: the buffers that the best kernel for its device and
           dtype wants, in their place; the stored ones are dropped and come back, bit by bit, for saving, moving or decoding.
-          With an `activation` x is rounded: by the integer kernel where there is one for both, else x is a float again. What
-          the format has `ahead` (a turned basis) is applied before that.
+          With an `activation` x is rounded first: inside the kernel where one multiplies both codes, else x is a float again;
+          behind what the format has around its grid (lowbit.sides). A stored scale of the inputs is a buffer `input_scale` or
+          `input_global_scale`, float32 in every dtype of the model.
 Traps     A move (`.to`, `.half`, `.cuda`) never casts codes, scales or zeros: it goes through the stored state and prepares
           again for the new place. `memory_bytes` is what is stored (the size that was promised); `resident_bytes` what the
           kernel keeps now: equal for the reference, 0.13 bits a weight more for int4-g128 on CPUs, where narrower codes are
           widened too.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Self
 
 import torch
@@ -28,7 +30,7 @@ class QuantizedLinear(nn.Module):
     """y = x @ decode(W).T + bias.
 
     format: of W. shape: (out, in). stored: the tensors of lowbit.kernels.packing, or empty ones on "meta". dtype: what x will
-    be in; kernels are picked for it, though any float x runs. activation: how x is rounded; set it before `prepare`.
+    be in; kernels are picked for it, though any float x runs. activation: how x is rounded.
     """
 
     def __init__(
@@ -41,7 +43,7 @@ class QuantizedLinear(nn.Module):
         activation: Activation | None = None,
     ) -> None:
         super().__init__()
-        self.activation = activation
+        self._activation: Activation | None = None
         self.format = format
         self.out_features, self.in_features = shape
         self.dtype = dtype
@@ -50,6 +52,7 @@ class QuantizedLinear(nn.Module):
         self._names: tuple[str, ...] = ()
         self._hold(stored)
         self._bytes = packing.bytes_of(stored)
+        self.activation = activation
 
     @classmethod
     def from_quantized(cls, quantized: Quantized, bias: Tensor | None = None, dtype: torch.dtype = torch.float32) -> Self:
@@ -59,6 +62,24 @@ class QuantizedLinear(nn.Module):
     @property
     def shape(self) -> tuple[int, int]:
         return self.out_features, self.in_features
+
+    @property
+    def activation(self) -> Activation | None:
+        """How inputs are rounded, with the scale that is stored now. Set it before `prepare`; a scale may be loaded later."""
+        scale, found = self._input_scale(), self._activation
+        return found if found is None or scale is None or scale.is_meta else replace(found, scale=tuple(scale.tolist()))
+
+    @activation.setter
+    def activation(self, activation: Activation | None) -> None:
+        self._buffers.pop(self._activation.stored if self._activation else "", None)
+        self._activation = activation
+        if activation is not None and activation.stored:
+            device = packing.device_of(self.stored())
+            scale, empty = activation.stored_scale(device), torch.empty(activation.scales(self.in_features), device=device)
+            self.register_buffer(activation.stored, empty if scale is None else scale)
+
+    def _input_scale(self) -> Tensor | None:
+        return self._buffers.get(self._activation.stored) if self._activation else None
 
     def stored(self) -> Stored:
         """The tensors as a file holds them, by the names of lowbit.kernels.packing."""
@@ -86,7 +107,9 @@ class QuantizedLinear(nn.Module):
             return self
         stored = self.stored()
         device = packing.device_of(stored)
-        name = self._integers(device) or dispatch.pick(self.format, self.shape, device, self.dtype)
+        acts = self._activation
+        name = dispatch.rounding(self.format, self.shape, device, acts) if acts else ""
+        name = name or dispatch.pick(self.format, self.shape, device, self.dtype)
         if device.type == "meta" or name == dispatch.REFERENCE:
             return self
         packed, parts = packing.split(self.format, stored, self.shape)
@@ -106,33 +129,22 @@ class QuantizedLinear(nn.Module):
         return self
 
     def forward(self, x: Tensor) -> Tensor:
-        act = self.activation
-        if act is None:
-            y = dispatch.linear(x, self._prepared(), self.kernel, self.format, self.shape)
-        else:
-            y = dispatch.behind(x, self._prepared(), self.format, lambda x, inner: self._rounded(x, inner, act))
+        y = dispatch.linear(x, self._prepared(), self.kernel, self.format, self.shape, self._activation)
         return y if self.bias is None else y + self.bias
-
-    def _rounded(self, x: Tensor, prepared: Stored, activation: Activation) -> Tensor:
-        """The product of x behind what the format has ahead."""
-        if self.kernel == acting.INT8 and not x.requires_grad:
-            return acting.product(x, prepared, activation)
-        return dispatch.linear(acting.fake(x, activation), prepared, self.kernel, self.format.inner, self.shape)
-
-    def _integers(self, device: torch.device) -> str:
-        """The kernel that multiplies codes of x and W, or ""."""
-        return acting.kernel(self.format.inner, self.shape, device, self.activation) if self.activation else ""
 
     def extra_repr(self) -> str:
         sizes = f"in={self.in_features}, out={self.out_features}, bias={self.bias is not None}"
-        inputs = f", inputs={self.activation}" if self.activation else ""
+        inputs = f", inputs={self._activation}" if self._activation else ""
         return f"{sizes}, {self.format}{inputs}, kernel={self.kernel}"
 
     def _prepared(self) -> dict[str, Tensor]:
         """What the kernel takes; the reference takes the stored tensors."""
-        if self.kernel == dispatch.REFERENCE:
-            return {name or "codes": self._buffers[_buffer(name)] for name in self._names}  # type: ignore[misc]
-        return {name: self._buffers[f"prepared_{name}"] for name in self._names}  # type: ignore[misc]
+        scale = self._input_scale()
+        found: dict[str, Any] = {} if scale is None else {acting.STORED: scale}
+        for name in self._names:
+            plain = self.kernel == dispatch.REFERENCE
+            found[(name or "codes") if plain else name] = self._buffers[_buffer(name) if plain else f"prepared_{name}"]
+        return found
 
     def _hold(self, stored: Stored) -> None:
         self._names = tuple(stored)
@@ -141,14 +153,18 @@ class QuantizedLinear(nn.Module):
 
     def _drop(self) -> None:
         for name in list(self._buffers):
-            delattr(self, name)
+            if not name.startswith("input"):
+                delattr(self, name)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         prepared = self.kernel != dispatch.REFERENCE
         stored = self.unprepare().stored()
         self._drop()
+        scales = {name: self._buffers.pop(name) for name in list(self._buffers)}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._hold({name: _moved(tensor, fn) for name, tensor in stored.items()})
+        for name, scale in scales.items():
+            self.register_buffer(name, _moved(scale, fn))  # type: ignore[arg-type]
         self.dtype = fn(torch.empty(1, dtype=self.dtype, device=packing.device_of(stored))).dtype
         return self.prepare() if prepared else self
 
@@ -174,14 +190,6 @@ def _moved(tensor: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
     """fn(tensor) without a change of dtype."""
     moved = fn(tensor)
     return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
-
-
-def declare(model: nn.Module, activations: Mapping[str, Activation]) -> None:
-    """Tell the quantized layers of a model how they round their inputs, by name."""
-    for name, activation in activations.items():
-        layer = model.get_submodule(name)
-        if isinstance(layer, QuantizedLinear):
-            layer.activation = activation
 
 
 def prepare(model: nn.Module) -> nn.Module:

@@ -147,7 +147,7 @@ def _replace(model: nn.Module, stored: checkpoints.Stored, device: torch.device)
         quantized = stored.quantized(name)
         tensors = {part: tensor.to(device) for part, tensor in packing.pack(quantized).items()}
         replacing.replace(model, name, quantized.format, tensors, quantized.shape)
-    linears.declare(model, stored.activations)
+    replacing.declare(model, stored.activations)
     linears.prepare(model)
 
 

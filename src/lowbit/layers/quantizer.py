@@ -72,7 +72,7 @@ class LowbitQuantizer(HfQuantizer):
         for module, format in formats.items():
             _swap(model, module, self.renames, format, entries)
         told = own.activations(self.quantization_config.to_dict(), modules)
-        linears.declare(model, {_place(model, module, self.renames): activation for module, activation in told.items()})
+        replacing.declare(model, {_place(model, module, self.renames): activation for module, activation in told.items()})
 
     def update_weight_conversions(self, weight_conversions: list[Any], *model: Any) -> list[Any]:
         """Experts that are apart stay so: without the conversions that would fuse them, with the new names of their parts.
@@ -94,8 +94,9 @@ class LowbitQuantizer(HfQuantizer):
         packed = {name: m for name, m in model.named_modules() if isinstance(m, QuantizedLinear | QuantizedEmbedding)}
         state = {self.originals.get(name, name): t for name, t in state.items() if replacing.module_of(name) not in packed}
         for name, module in packed.items():
-            told = self.originals.get(name, name), module.quantized(), module.dtype
-            state |= self.form.tensors(*told, activation=getattr(module, "activation", None))
+            told, activation = self.originals.get(name, name), getattr(module, "activation", None)
+            state |= self.form.tensors(told, module.quantized(), module.dtype, activation=activation)
+            state |= checkpoints.input_tensors(told, activation)
         return state, {}
 
     def is_serializable(self) -> bool:
@@ -125,7 +126,8 @@ def _swap(model: Any, module: str, renames: Iterable[tuple[str, str]], format: F
     """Put a packed module with empty buffers in the place of `module`."""
     name = _place(model, module, renames)
     own_entries = {n.removeprefix(f"{module}."): e for n, e in entries.items() if replacing.module_of(n) == module}
-    parts = {n.removeprefix("weight").removeprefix("_"): e for n, e in sorted(own_entries.items())}
+    named = {n: e for n, e in sorted(own_entries.items()) if n.startswith("weight")}
+    parts = {n.removeprefix("weight").removeprefix("_"): e for n, e in named.items()}
     stored = {part: torch.empty(e.shape, dtype=e.dtype, device="meta") for part, e in parts.items()}
     replacing.replace(model, name, format, stored)
 

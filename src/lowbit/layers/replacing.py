@@ -2,7 +2,7 @@
 
 import fnmatch
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -10,17 +10,18 @@ from torch import nn
 from lowbit import architectures
 from lowbit.core.errors import CheckpointError
 from lowbit.formats import Format
+from lowbit.kernels.activation import Activation
 from lowbit.kernels.packing import Stored
 from lowbit.layers.embedding import QuantizedEmbedding, scale_of
 from lowbit.layers.experts import Experts, take_apart
 from lowbit.layers.linear import QuantizedLinear
 
 EXPERT = re.compile(r"\.experts\.\d+\.")
-OWN = re.compile(r"(?P<module>.+)\.weight(_[a-z_]+)?")
+OWN = re.compile(r"(?P<module>.+)\.(weight(_[a-z_]+)?|input_(global_)?scale)")
 
 
 def module_of(tensor: str) -> str:
-    """The module whose weight, or part of it, a tensor is; "" for others."""
+    """The module whose weight, part of it or scale of inputs a tensor is; "" for others."""
     match = OWN.fullmatch(tensor)
     return match["module"] if match else ""
 
@@ -79,3 +80,11 @@ def replace(model: nn.Module, name: str, format: Format, stored: Stored, shape: 
     if scale is None:
         raise CheckpointError(f"{name}: a {type(found).__name__} cannot be run from packed rows. Use the model unquantized.")
     model.set_submodule(name, QuantizedEmbedding(format, size, stored, dtype, scale))
+
+
+def declare(model: nn.Module, activations: Mapping[str, Activation]) -> None:
+    """Tell the quantized layers of a model how they round their inputs, by name."""
+    for name, activation in activations.items():
+        layer = model.get_submodule(name)
+        if isinstance(layer, QuantizedLinear):
+            layer.activation = activation

@@ -1,18 +1,25 @@
-"""act - the inputs of quantized linears are rounded too, to a scale found in each token (or group, or call).
+"""act - the inputs of quantized linears are rounded too, to scales found while running or taken from a calibration text.
 
 In / Out  a declaration, no verb: linears that a solver rounds and its selector covers get an `activation` in the plan. Solvers
           then see rounded inputs, the stream and the closing check run on them, and layers and files keep it.
-Idea      x = s q with s = clip max|x| / half the range, found while running. Where W is int8-row and x int8-token, the layer
-          multiplies integers; elsewhere it rounds x and runs as ever (`lowbit inspect` says which).
-Source    Dynamic per-token scales: ZeroQuant (2206.01861), section 4.1; as compressed-tensors and vLLM run them.
-Defaults  int8-token. clip 1; for int4 0.9 (QuaRot, 2404.00456).
+Idea      x = s q, s = clip max|x| / half the range, for a token (int8-token), a group (int4-g128, mxfp4, nvfp4) or all of x
+          (fp8-tensor), found while running; static: for all of x, or groups, from the calibration text, stored as input_scale.
+          nvfp4 finds the scales of its groups under a stored one for all. Where a kernel multiplies the codes of both it does,
+          elsewhere the layer rounds x and runs as ever (`lowbit inspect` says which). Rounding takes place inside the sides
+          of the weight's format: mxfp4-had32 rounds the turned x.
+Source    Dynamic scales: ZeroQuant (2206.01861), section 4.1; as compressed-tensors and vLLM run them. Four or six under the
+          maximum of nvfp4's groups (observer mse): 2512.02010.
+Defaults  int8-token, dynamic. observer minmax; average, percentile (static ones) and mse. clip 1; for int4 0.9 (QuaRot,
+          2404.00456). beyond 0: columns that reach that far in a call stay floats (LLM.int8() takes 6).
 Figures   lowbit-tiny, KL in milli-nats on two texts (4 windows, 8 of 512 tokens to calibrate): gptq(int8-row) alone 0.5 / 0.4,
           with int8-token 5.0 / 5.0 and smoothquant(0.85) before it 3.4 / 3.0; rtn(fp8-row) with fp8-token 10.6 / 8.1;
           gptq(int4-row) with int4-token 1223 / 1190, with clip 0.9 1129 / 1104.
-Traps     A side of the weight's format that turns x (had) comes after the rounding. Embeddings and the head take none.
+Traps     Engines find group scales by the plain rule: a file with mse for mxfp4 or nvfp4 is lowbit's alone.
+          Embeddings and the head take none.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 from lowbit import formats
 from lowbit.kernels.activation import Activation
@@ -21,14 +28,18 @@ from lowbit.methods import Method
 
 @dataclass(frozen=True)
 class Act(Method):
-    """format: of the inputs, as int8-token, fp8-tensor or int4-g128. clip: share of max|x| that the range covers."""
+    """format: of the inputs, as int8-token, fp8-tensor, int4-g128, nvfp4. clip: share of the range that is kept. static: scales
+    from the calibration text. observer: what chooses ranges. beyond: columns that reach so far stay floats."""
 
     format: str = "int8-token"
     clip: float = 1.0
+    static: bool = False
+    observer: Literal["minmax", "average", "percentile", "mse"] = "minmax"
+    beyond: float = 0.0
 
     def __post_init__(self) -> None:
         self.activation()
 
     def activation(self) -> Activation:
         """What it declares. Raises FormatError."""
-        return Activation(formats.parse(self.format), self.clip)
+        return Activation(formats.parse(self.format), self.clip, self.static, self.observer, self.beyond)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from lowbit.architectures import Architecture, _discover
 from lowbit.core.errors import CheckpointError
 from lowbit.formats import Parts, Quantized
+from lowbit.kernels.activation import Activation
 from lowbit.methods import Block, name_of
 from lowbit.pipeline import activations, online, tuned
 from lowbit.pipeline.online import shares
@@ -78,19 +79,19 @@ class Job:
 @dataclass
 class Done:
     """A quantized block: its matrices, a row per matrix, the streams that leave it. originals: the weights that were rounded,
-    of matrices that will be tuned."""
+    of matrices that will be tuned. activations: with the scales that are stored."""
 
     quantized: dict[str, Quantized] = field(default_factory=dict)
     rows: list[dict[str, Any]] = field(default_factory=list)
     outputs: list[Tensor] = field(default_factory=list)
     references: list[Tensor] | None = None
     originals: dict[str, Tensor] = field(default_factory=dict)
+    activations: dict[str, Activation] = field(default_factory=dict)
 
 
 def run(job: Job) -> Done:
     """Quantize one block. `job.module` is used up: its rounded weights are dropped once the stream has passed them."""
-    stages = stages_of(job)
-    done = Done()
+    stages, done = stages_of(job), Done()
     transforms = _methods(job, "rewrite")
     if (transforms or any(target.format.ahead for target in job.targets.values())) and job.references is not None:
         # a fold changes the last bits of the block's output; the reference stream must not depend on what a resumed run lacks
@@ -103,6 +104,8 @@ def run(job: Job) -> Done:
         parts |= block.parts
     _settle(job)
     ahead = online.prepare(job.module, {name: target.format for name, target in job.targets.items()}, parts, stages)
+    told = {name: target.activation for name, target in job.targets.items() if target.activation}
+    done.activations = activations.observed(told, lambda needs: _collect(job, stages, needs, inner=True))
     if job.batches:
         _stream(job, stages, done)
     else:
@@ -115,7 +118,7 @@ def run(job: Job) -> Done:
 def _stream(job: Job, stages: list[list[str]], done: Done) -> None:
     """Round the matrices stage by stage, each on the inputs that come through those before it; then tune."""
     original = copy.deepcopy(job.module) if job.references is not None else None
-    activations.attach(job.module, {name: target.activation for name, target in job.targets.items() if target.activation})
+    activations.attach(job.module, done.activations, {n: t.format.inner for n, t in job.targets.items()}, done.quantized.get)
     tuners = _methods(job, "tune")
     with Paused(job.module, lambda h: first(job.module(h, **job.kwargs)), stages, job.batches) as runs:
         shadow = None
@@ -174,15 +177,17 @@ def _block(job: Job, stages: list[list[str]], names: list[str]) -> Block:
     )
 
 
-def _collect(job: Job, stages: list[list[str]], needs: tuple[str, ...]) -> dict[str, Stats]:
-    """Statistics of every linear of the block as it stands."""
+def _collect(job: Job, stages: list[list[str]], needs: tuple[str, ...], inner: bool = False) -> dict[str, Stats]:
+    """Statistics of every linear of the block as it stands. inner: of what the grids get behind the sides around them."""
     found: dict[str, Stats] = {}
     with Paused(job.module, lambda h: first(job.module(h, **job.kwargs)), stages, job.batches) as runs:
         for number, names in enumerate(stages):
             collecting = _collectors(job, names, needs)
             for _, inputs in runs.inputs(number):
                 for name, x in inputs.items():
-                    collecting[name].add(x)
+                    collecting[name].add(
+                        activations.behind(job.module, name, job.targets[name].format.inner, x) if inner else x
+                    )
             for key, members in shares(names).items():
                 found.update(dict.fromkeys(members, collecting[key].stats()))
     return found

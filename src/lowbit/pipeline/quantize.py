@@ -274,7 +274,7 @@ class Run:
                 self.gradients.of(index, self.device),
             )
         )
-        self.writer.write(index, module, done.quantized)
+        self.writer.write(index, module, done.quantized, activations=done.activations)
         book.add(prefix, done.rows)
         errors = [row["error"] for row in done.rows if isinstance(row.get("error"), float)]
         self.finished(prefix, sum(errors) / len(errors) if errors else None, start)

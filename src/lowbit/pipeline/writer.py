@@ -20,6 +20,7 @@ from lowbit import checkpoints
 from lowbit.core.errors import CheckpointError
 from lowbit.formats import Format, Quantized
 from lowbit.kernels.activation import Activation
+from lowbit.pipeline import activations as acting
 from lowbit.pipeline import written
 from lowbit.pipeline.source import Source
 
@@ -70,6 +71,8 @@ class Writer:
             format = self.formats.get(name.removesuffix(".weight"))
             entry = self.source.folder.entry(stored.originals[name])
             total += self._packed(format, entry.shape) if format else entry.stop - entry.start
+            activation = self.activations.get(name.removesuffix(".weight"))
+            total += 4 * activation.scales(entry.shape[1]) if activation and format else 0
         if not self._parted:
             return total
         embedding = self.source.folder.entry(stored.originals[f"{self.source.embed}.weight"])
@@ -90,10 +93,18 @@ class Writer:
         """Whether the head gets a matrix in the files that it had not."""
         return self._untied and f"{self.source.head}.weight" not in self.source.stored.originals
 
-    def write(self, index: int, module: nn.Module, matrices: Mapping[str, Quantized], folder: Path | None = None) -> None:
+    def write(
+        self,
+        index: int,
+        module: nn.Module,
+        matrices: Mapping[str, Quantized],
+        folder: Path | None = None,
+        activations: Mapping[str, Activation] | None = None,
+    ) -> None:
         """Write one block, matrices by their name in it, into another folder if one is given.
 
-        Raises CheckpointError when a bit differs.
+        activations: with scales that are stored (default: those that the block on the disk has). Raises CheckpointError when
+        a bit differs.
         """
         prefix, names = self.source.prefix(index), self.source.stored
         floats = {
@@ -102,18 +113,23 @@ class Writer:
             if n.removesuffix(".weight") not in matrices
         }
         path = (folder or self.work) / self.shard(prefix).name
-        self._write(path, floats, {f"{prefix}.{name}": quantized for name, quantized in matrices.items()})
+        told = self.inputs(index) if activations is None else activations
+        scaled = {f"{prefix}.{name}": activation for name, activation in told.items()}
+        self._write(path, floats, {f"{prefix}.{name}": quantized for name, quantized in matrices.items()}, scaled)
 
     def write_end(self, name: str, quantized: Quantized) -> None:
         """Write the embedding or the head. Raises CheckpointError when a bit differs."""
-        self._write(self.shard(name), {}, {name: quantized})
+        self._write(self.shard(name), {}, {name: quantized}, {})
 
-    def _write(self, path: Path, floats: dict[str, Tensor], matrices: Mapping[str, Quantized]) -> None:
+    def _write(
+        self, path: Path, floats: dict[str, Tensor], matrices: Mapping[str, Quantized], scaled: Mapping[str, Activation]
+    ) -> None:
         """Write a shard, read its matrices (by full name) back and compare them."""
         tensors = dict(floats)
         for name, quantized in matrices.items():
-            told = self.source.stored.original(name), quantized, self.source.dtype
-            tensors |= self.form.tensors(*told, activation=self.activations.get(name))
+            told, activation = self.source.stored.original(name), scaled.get(name)
+            tensors |= self.form.tensors(told, quantized, self.source.dtype, activation=activation)
+            tensors |= checkpoints.input_tensors(told, activation)
         checkpoints.write_shard(path, tensors)
         with checkpoints.Shard(path) as shard:
             for name, quantized in matrices.items():
@@ -143,7 +159,18 @@ class Writer:
                     return self._read(shard, module)
                 return shard.tensor(self.source.stored.originals[name])
 
-            return written.block(self.source.blocks[index], prefix, read, self.activations, device, dtype)
+            told = {f"{prefix}.{name}": activation for name, activation in self.inputs(index).items()}
+            return written.block(self.source.blocks[index], prefix, read, told, device, dtype)
+
+    def inputs(self, index: int) -> dict[str, Activation]:
+        """How a finished block rounds inputs, by name inside it, with the scales on the disk."""
+        prefix = self.source.prefix(index)
+        found: dict[str, Activation] = acting.inside(self.activations, prefix)
+        if not any(activation.stored for activation in found.values()):
+            return found
+        with checkpoints.Shard(self.shard(prefix)) as shard:
+            originals = {name: self.source.stored.original(f"{prefix}.{name}") for name in found}
+            return {name: checkpoints.with_scale(a, originals[name], shard.tensor) for name, a in found.items()}
 
     def matrices(self, index: int, device: torch.device) -> dict[str, Quantized]:
         """The packed matrices of a finished block by full name, as they are on the disk."""

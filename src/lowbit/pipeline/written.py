@@ -28,20 +28,25 @@ def block(
     read: by a tensor's full name the matrix whose weight it is, or the tensor. activations: by full name.
     """
     ahead: online.Ahead = {}
+    inner: dict[str, Quantized] = {}
 
     def get(name: str) -> Tensor:
         value = read(name)
         if not isinstance(value, Quantized):
             return value
+        place = name.removeprefix(f"{prefix}.").removesuffix(".weight")
         if value.format.ahead:
             parts = {part: value.parts[part] for word in value.format.ahead for part in sides.get(word).parts}
             moved = {part: tensor.to(device) for part, tensor in parts.items()}
-            ahead[name.removeprefix(f"{prefix}.").removesuffix(".weight")] = value.format, moved
-        return online.inner(value).decode()
+            ahead[place] = value.format, moved
+        found = online.inner(value)
+        kept = {part: tensor.to(device) for part, tensor in found.parts.items()} if found.format.sides else {}
+        inner[place] = Quantized(found.format, found.codes[:0], kept, found.shape)
+        return found.decode()
 
     module = blocks.load(skeleton, prefix, get, device, dtype)
     online.hook(module, ahead)
-    return acting.attach(module, acting.inside(activations, prefix))
+    return acting.attach(module, acting.inside(activations, prefix), {n: q.format for n, q in inner.items()}, inner.get)
 
 
 def reader(stored: "checkpoints.Stored") -> Callable[[str], Quantized | Tensor]:

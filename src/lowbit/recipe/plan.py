@@ -22,6 +22,7 @@ from lowbit.methods import Finisher, Solver, Transform, Tuner, Turner, name_of, 
 from lowbit.recipe import coverage, outlook, training
 from lowbit.recipe.grammar import Recipe, step_text
 from lowbit.recipe.selection import OUTSIDE, Linear, covers
+from lowbit.solvers import observers
 
 __all__ = ["OUTSIDE", "Linear", "Plan", "Target", "covers"]
 
@@ -122,10 +123,8 @@ class Plan:
     @cached_property
     def needs(self) -> frozenset[str]:
         """The statistics that its methods want."""
-        wanted: set[str] = set()
-        for target in self.rows:
-            wanted.update(target.solver.needs, *(t.needs for t in target.transforms))
-        return frozenset(wanted)
+        told = [(t.solver.needs, observers.needs(t.activation), *(m.needs for m in t.transforms)) for t in self.rows]
+        return frozenset(need for target in told for needs in target for need in needs)
 
     @property
     def needs_data(self) -> bool:

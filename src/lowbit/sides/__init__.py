@@ -5,13 +5,15 @@ rotated sum of codes and a low-rank matrix. Its tensors are parts of the matrix 
 y = outputs(grid(inputs(x)) + addend(x)), is `before` and `after`; `decode` is the same for the matrix itself.
 
 Contract of a file: `def side(number: str) -> Side`; `number` is what follows the family's name ("16" of "rank16", or "").
-A basis also has what solvers need to work inside it: `moment`. `trained` names the parts that tuners may train.
-A side with `ahead = True` changes the inputs before they are rounded (act). Such words stand last, and solvers never meet
-them: the pipeline gives them the inputs behind and what is left of the weight.
+A basis also has what solvers need to work inside it: `moment`; its parts come from the shape alone. `trained` names the parts
+that tuners may train. `within(x, parts, inner)`, where a side changes x on its way in: x as if `inner` changed it inside.
+A side with `ahead = True` takes its place in the pipeline before inputs are observed. Such words stand last, and solvers never
+meet them: the pipeline gives them the inputs behind and what is left of the weight.
 A file names its members in EXAMPLES.
 """
 
 import functools
+from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
@@ -77,8 +79,26 @@ def known(word: str) -> bool:
 
 
 def ahead(words: tuple[str, ...]) -> tuple[str, ...]:
-    """Those of the sides `words` that change inputs before they are rounded, from the grid outwards."""
+    """Those of the sides `words` that change inputs before they are observed, from the grid outwards."""
     return tuple(word for word in words if getattr(get(word), "ahead", False))
+
+
+def within(around: Sequence[str], x: Tensor, parts: Parts, inner: Callable[[Tensor], Tensor]) -> Tensor:
+    """x [tokens, in] as if `inner` had changed it where the grid meets it, inside the sides `around`."""
+    if not around:
+        return inner(x)
+    side = get(around[-1])
+    deeper = functools.partial(within, around[:-1], parts=parts, inner=inner)
+    found: Tensor = side.within(x, parts, deeper) if hasattr(side, "within") else deeper(x)
+    return found
+
+
+def beside(around: Sequence[str], x: Tensor, parts: Parts, outputs: int) -> Tensor:
+    """What the sides `around` alone make of x [tokens, in]: [tokens, outputs]."""
+    if not around:
+        return x.new_zeros(x.shape[0], outputs)
+    side = get(around[-1])
+    return side.after(beside(around[:-1], side.before(x, parts), parts, outputs), x, parts)
 
 
 def examples() -> list[str]:

@@ -10,6 +10,7 @@ Figures   16 (in + out) bits a matrix: 0.008 a weight of 4096 x 4096.
 Traps     Signs depend on the width alone: matrices that share their inputs share u, and a layer may turn x once for all.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -58,6 +59,9 @@ class Hadamard:
 
     def before(self, x: Tensor, parts: Parts) -> Tensor:
         return self._turn(x * parts["input_factors"].to(x.dtype), 1)
+
+    def within(self, x: Tensor, parts: Parts, inner: Callable[[Tensor], Tensor]) -> Tensor:
+        return self._turn(inner(self.before(x, parts)), 1, back=True) / parts["input_factors"].to(x.dtype)
 
     def after(self, y: Tensor, x: Tensor, parts: Parts) -> Tensor:
         return self._turn(y, 1, back=True) * parts["output_factors"].to(y.dtype)

@@ -12,6 +12,7 @@ Traps     A width with a large prime factor has a large a: above LARGEST it is r
 
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -59,6 +60,10 @@ class Kronecker:
 
     def before(self, x: Tensor, parts: Parts) -> Tensor:
         return _turn(x, parts["input_left"].to(x.dtype), parts["input_right"].to(x.dtype))
+
+    def within(self, x: Tensor, parts: Parts, inner: Callable[[Tensor], Tensor]) -> Tensor:
+        left, right = (_inverse(parts[f"input_{side}"]).to(x.dtype) for side in ("left", "right"))
+        return _turn(inner(self.before(x, parts)), left, right)
 
     def after(self, y: Tensor, x: Tensor, parts: Parts) -> Tensor:
         return _turn(y, parts["output_left"].to(y.dtype), parts["output_right"].to(y.dtype))

@@ -98,7 +98,7 @@ def check_op(name: str, device: str = "cpu") -> None:
     quantized = matrix(format, shape, torch.device(device))
     weights = prepared(name, quantized)
     x = torch.randn(2, 3, shape[1], dtype=dtype, device=device)
-    arguments = (x, list(weights.values()), ",".join(weights), name, str(format), *shape)
+    arguments = (x, list(weights.values()), ",".join(weights), name, str(format), *shape, "")
     torch.library.opcheck(torch.ops.lowbit.linear.default, arguments)
     x.requires_grad_()
     dispatch.linear(x, weights, name, format, shape).sum().backward()

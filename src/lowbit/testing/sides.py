@@ -47,6 +47,17 @@ def check_law(name: str) -> None:
     assert torch.allclose(y, expected, atol=1e-4 * float(expected.abs().max())), f"{name}: off by {(y - expected).abs().max()}"
 
 
+def check_within(name: str) -> None:
+    """Inputs changed inside the side: the decoded matrix on `within`, and what the side makes of the difference."""
+    side, weight = sides.get(name), matrix()
+    parts = side.fit(weight)
+    grid, x = side.into(weight, parts).double(), torch.randn(7, SHAPE[1], dtype=torch.float64)
+    y = side.after(side.before(x, parts).round() @ grid.T, x, parts)
+    changed = sides.within((name,), x, parts, torch.round)
+    found = changed @ side.decode(grid, parts).double().T + sides.beside((name,), x - changed, parts, SHAPE[0])
+    assert torch.allclose(found, y, atol=1e-4 * float(y.abs().max())), f"{name}: off by {(found - y).abs().max()}"
+
+
 def check_moment(name: str) -> None:
     """A basis leaves the loss of outputs as it is: tr(E H ET) inside and outside."""
     side, weight = sides.get(name), matrix().double()
@@ -77,5 +88,5 @@ def check_format(name: str) -> None:
 
 def check_side(name: str) -> None:
     """All of the above."""
-    for check in (check_bits, check_round_trip, check_law, check_moment, check_format):
+    for check in (check_bits, check_round_trip, check_law, check_within, check_moment, check_format):
         check(name)
