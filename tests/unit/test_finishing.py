@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import lowbit
+from lowbit import formats
 from lowbit.core.errors import CapacityError, RecipeError
 from lowbit.pipeline import quantize as running
 from lowbit.pipeline.finishing import Finishing
@@ -16,11 +17,14 @@ from lowbit.pipeline.progress import Silent
 from lowbit.recipe import Recipe
 from lowbit.recipe.plan import Plan
 from lowbit.solvers import whole
+from lowbit.solvers.continuous import Continuous
+from lowbit.solvers.moving import Moving
 from lowbit.statistics._divergence import Divergence
 from lowbit.testing._tiny import tiny
 
 SMALL: dict[str, Any] = {"samples": 4, "length": 64}
 STEPS = "(steps=8, batch=3, rate=0.01)"
+PV = "aqlm(aqlm2x8, rounds=1) + pv_tuning(steps=10, batch=3, rate=0.002, every=4)"
 
 
 def digest(folder: Path) -> str:
@@ -75,7 +79,40 @@ def test_gradients_are_those_of_one_graph() -> None:
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(found, wanted, strict=True))
 
 
-@pytest.mark.parametrize("recipe", [f"rtn(int2-g64) + kl_tuning{STEPS}", f"rtn(int2-g64-asym) + kl_rounding{STEPS}"])
+@pytest.mark.parametrize("format", ["int2-g64-asym", "lut3-row", "aqlm2x8", "e8p2", "int3-g64-had"])
+def test_codes_move_where_the_buffer_says(format: str) -> None:
+    found = formats.parse(format)
+    weight = torch.randn(32, 128, generator=torch.Generator().manual_seed(0)) * 0.05
+    start = found.fit(weight).quantize(weight)
+    piece = Moving(start, 0.001, 0.01, share=0.1)
+    assert torch.equal(piece.value(), start.decode())
+    piece.move()
+    assert torch.equal(piece.codes, start.codes), "codes moved without a drift"
+    goal = start.grid.inner(start.codes).roll(1, 0) - start.grid.inner(start.codes)
+    piece.drift.value.data = goal.clone()
+    piece.move()
+    height, width, count = found.step
+    changed = (piece.codes != start.codes).view(piece.codes.shape[0], -1, count).any(2)
+    assert 0.08 * changed.numel() < int(changed.sum()) <= 0.1 * changed.numel()
+    freed = changed.repeat_interleave(height, 0).repeat_interleave(width, 1)
+    assert bool((piece.drift.value[freed] == 0).all()) and torch.equal(piece.drift.value[~freed], goal[~freed])
+    stored = piece.quantized()
+    assert torch.equal(piece.value(), stored.decode())
+    piece.value().square().sum().backward()
+    assert all(t.value.grad is not None for t in piece.trained)
+
+
+def test_scales_alone() -> None:
+    weight = torch.randn(32, 128, generator=torch.Generator().manual_seed(0))
+    start = formats.parse("int3-g64-had").fit(weight).quantize(weight)
+    alone, whole_ = Continuous(start, 0.1, scales=True), Continuous(start, 0.1)
+    assert len(alone.trained) == 1 and len(whole_.trained) == 3
+    alone.trained[0].value.data.mul_(1.1)
+    assert torch.equal(alone.quantized().parts["input_factors"], start.parts["input_factors"])
+    assert torch.equal(alone.value(), alone.quantized().decode())
+
+
+@pytest.mark.parametrize("recipe", [f"rtn(int2-g64) + kl_tuning{STEPS}", f"rtn(int2-g64-asym) + kl_rounding{STEPS}", PV])
 def test_resume_gives_the_same_bytes(tiny_llama: Path, tmp_path: Path, recipe: str) -> None:
     result = lowbit.quantize(str(tiny_llama), recipe, str(tmp_path / "whole"), **SMALL)
     (told,) = result.finished

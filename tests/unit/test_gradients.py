@@ -19,12 +19,13 @@ from lowbit.pipeline.progress import Silent
 from lowbit.pipeline.request import Request
 from lowbit.recipe import Recipe
 from lowbit.recipe.plan import Plan
-from lowbit.solvers import grid, grouped, ldl, tables
+from lowbit.solvers import damping, grid, grouped, ldl, tables, two_sided
 from lowbit.statistics import Stats
 from lowbit.testing._tiny import tiny
 from lowbit.testing.solvers import layer
 
 SMALL: dict[str, Any] = {"samples": 4, "length": 64}
+METHODS = {"qwen3": "yaqa", "mixtral": "guidedquant"}
 
 
 def digest(folder: Path) -> str:
@@ -125,7 +126,47 @@ def test_rows_that_are_solved_apart(format: str, apart: bool) -> None:
     assert guided.report["error"] == pytest.approx(lost(guided.decode()) / power, rel=1e-3)
 
 
-@pytest.mark.parametrize("recipe", ["guidedquant(int3-g64)", "squeezellm(lut3-row)"])
+def kronecker(out: int, inputs: int) -> tuple[Tensor, Tensor, Tensor]:
+    """A weight, and second moments of inputs and of outputs, as of correlated ones."""
+    generator = torch.Generator().manual_seed(3)
+    weight = torch.randn(out, inputs, generator=generator)
+    moments = []
+    for n in (inputs, out):
+        x = torch.randn(4 * n, n, generator=generator) @ torch.randn(n, n, generator=generator) / n**0.5
+        x = x + 2 * torch.randn(4 * n, 1, generator=generator)
+        moments.append(x.T @ x / len(x))
+    return weight, moments[0], moments[1]
+
+
+def test_two_sided_is_the_paper_s_rounding() -> None:
+    """Blocks of one row, no descent: every weight rounds W + (L_OT E L_I - E), E over what is done (YAQA, LDLQ in both)."""
+    weight, inputs, outputs = kronecker(16, 64)
+    format = formats.parse("int3-row")
+    found = two_sided.solve(weight, grid.Problem(inputs), outputs, format, tables.refit, rows=1, sweeps=0, damp=0.01)
+    rows, columns = torch.arange(16).flip(0), damping.rounding_order(inputs, "activation")
+    l_o, l_i = (damping.factorise(h, order, 0.01).lower for h, order in ((outputs, rows), (inputs, columns)))
+    assert l_o is not None and l_i is not None
+    w, scale = weight[rows][:, columns], found.grid.full_scale[rows][:, columns]
+    error = torch.zeros_like(w)
+    for i in reversed(range(16)):
+        for j in reversed(range(64)):
+            x = (w + l_o.T @ error @ l_i - error)[i, j]
+            error[i, j] = w[i, j] - (x / scale[i, j]).round().clamp(-4, 3) * scale[i, j]
+    assert float(((w - error) - found.decode()[rows][:, columns]).abs().gt(1e-5).float().mean()) < 0.01
+
+
+@pytest.mark.parametrize("format", ["int3-g64", "int3-g64-had", "e8p2"])
+def test_two_sides_beat_one(format: str) -> None:
+    weight, inputs, outputs = kronecker(64, 128)
+    found, given = formats.parse(format), grid.Problem(inputs)
+    one = two_sided.solve(weight, given, torch.eye(64), found, tables.refit, rows=8)
+    two = two_sided.solve(weight, given, outputs, found, tables.refit, rows=8)
+    lost = [two_sided.loss(weight - q.decode(), inputs, outputs) for q in (one, two)]
+    assert lost[1] < 0.8 * lost[0], f"{format}: {lost[1] / lost[0]:.2f} of what one side leaves"
+    assert two.report["error"] == pytest.approx(lost[1] / two_sided.loss(weight, inputs, outputs), rel=1e-3)
+
+
+@pytest.mark.parametrize("recipe", ["yaqa(int3-g64)", "squeezellm(lut3-row)"])
 def test_resume_gives_the_same_bytes(tiny_llama: Path, tmp_path: Path, recipe: str) -> None:
     lowbit.quantize(str(tiny_llama), recipe, str(tmp_path / "whole"), **SMALL)
     for after in (3, 4, 5):
@@ -149,7 +190,7 @@ def test_other_families(tiny_llama: Path, tmp_path: Path, family: str) -> None:
     tiny(family, vocab_size=300).to(torch.bfloat16).save_pretrained(folder)
     for file in tiny_llama.glob("tokenizer*"):
         shutil.copy(file, folder)
-    result = lowbit.quantize(str(folder), "guidedquant(int4-g16)", str(tmp_path / "out"), **SMALL)
+    result = lowbit.quantize(str(folder), f"{METHODS[family]}(int4-g16)", str(tmp_path / "out"), **SMALL)
     told = {
         "gradients" in str(row.get("fallback")) for row in result.layers if ".experts." in row["name"] and row["tokens"] > 64
     }

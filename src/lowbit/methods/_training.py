@@ -1,6 +1,6 @@
 """_training - what tuners and finishers do once they know what is trained: descend, and keep what is better."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from torch import Tensor
@@ -52,14 +52,23 @@ def floats(model: Model, rate: float) -> dict[str, Piece]:
 
 
 def finish(
-    model: Model, matrices: Mapping[str, Matrix], floats: Mapping[str, Piece], loss: whole.Loss, settings: Settings
+    model: Model,
+    matrices: Mapping[str, Matrix],
+    floats: Mapping[str, Piece],
+    loss: whole.Loss,
+    settings: Settings,
+    moved: Callable[[], None] = lambda: None,
+    held: Sequence[Tensor] = (),
 ) -> None:
-    """Train `matrices` and `floats`, by full name, of a whole model; change it if that is better."""
+    """Train `matrices` and `floats`, by full name, of a whole model; change it if that is better.
+
+    moved: called after every step; held: tensors that it changes in place.
+    """
     pieces = {f"{name}.weight": matrix for name, matrix in matrices.items()} | dict(floats)
     start = {f"{name}.weight": q.decode for name, q in (model.fixed | model.quantized).items()}
     stack = whole.Stack(model.blocks, model.names, model.kwargs)
     columns = (model.entering, model.wanted, model.tokens)
-    outcome = whole.run(stack, start, pieces, columns, lambda *batch: loss(model.logits, *batch), settings)
+    outcome = whole.run(stack, start, pieces, columns, lambda *batch: loss(model.logits, *batch), settings, moved, held)
     model.report |= {"before": outcome.before, "after": outcome.after}
     if not outcome.better:
         return

@@ -19,11 +19,8 @@ from torch import Tensor
 from lowbit.formats import Format, Quantized
 from lowbit.methods import Method
 from lowbit.solvers import grid, grouped, tables
-from lowbit.solvers.target import corrected
+from lowbit.solvers.target import trusted
 from lowbit.statistics import Stats
-
-FEW = 8
-"""Tokens an input at which half of the correction is trusted."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +41,9 @@ class GuidedQuant(Method):
         plain, cross, guided = (stats.get(need) for need in self.needs)
         if plain is None or not stats.tokens:
             return grid.unseen(weight, format, "rtn(search=mse)")
-        target, said = weight.float(), list[str]()
-        if cross is not None and self.alpha and stats.tokens >= weight.shape[1]:
-            share = stats.tokens / (stats.tokens + FEW * weight.shape[1])
-            target = corrected(target, plain, cross, self.ridge, self.alpha * share)
+        target, said = None, list[str]()
+        if cross is not None:
+            target = trusted(weight.float(), plain, cross, stats.tokens, self.ridge, self.alpha)
         if guided is None or not bool(guided.any()):
             guided, said = plain[None], ["no gradients at its outputs: all tokens count alike"]
 
@@ -56,7 +52,7 @@ class GuidedQuant(Method):
             if cross is None and self.alpha:
                 grid.uncorrected(given)
             how = {"damp": self.damp, "order": self.order, "sweeps": self.sweeps, "refit": tables.refit}
-            return grid.solve(part, given, format, target=target[rows], **how)  # type: ignore[arg-type]
+            return grid.solve(part, given, format, target=None if target is None else target[rows], **how)  # type: ignore[arg-type]
 
         quantized = grouped.solve(weight, guided, format, one)
         if said:

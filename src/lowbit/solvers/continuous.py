@@ -25,15 +25,16 @@ def refusal(format: Format) -> str:
 class Continuous:
     """One matrix: factors of its scales [R, G], its rule's parts that are real numbers, its sides' factors.
 
-    rate: of a factor, and of everything else as a share of its spread.
+    rate: of a factor, and of everything else as a share of its spread. scales: whether these factors are all that is trained.
     """
 
-    def __init__(self, start: Quantized, rate: float) -> None:
+    def __init__(self, start: Quantized, rate: float, scales: bool = False) -> None:
         self.start = start
+        self.codes = start.codes
         self._rule = shelf.get(start.format.rule)
         self._scale = start.grid.scale
         around = [part for side in start.format.sides for part in getattr(sides.get(side), "trained", ())]
-        parts = [*getattr(self._rule, "TRAINED", {}), *around]
+        parts = [] if scales else [*getattr(self._rule, "TRAINED", {}), *around]
         self._moved = {name: Trained(start.parts[name], rate * _spread(start.parts[name])) for name in parts}
         self._scales = [Trained(torch.ones_like(self._scale), rate, 0.5, 2.0)] if hasattr(self._rule, "rescale") else []
         self.trained = [*self._scales, *self._moved.values()]
@@ -53,18 +54,22 @@ class Continuous:
         start, stored = self.start, self._parts()
         moved = {name: through(t.value, stored[name].float()) for name, t in self._moved.items()}
         soft = Grid(start.format, {**start.parts, **moved}, start.shape)
-        values = soft.inner(start.codes)
+        values = soft.inner(self.codes)
         for t in self._scales:
             values = values * soft.spread(t.value)
-        values = through(values, Grid(start.format, stored, start.shape).inner(start.codes))
+        values = through(self._shifted(values), Grid(start.format, stored, start.shape).inner(self.codes))
         for name in start.format.sides:
             values = sides.get(name).decode(values, {**stored, **moved})
+        return values
+
+    def _shifted(self, values: Tensor) -> Tensor:
+        """The values inside the sides; what is added here gets their gradients."""
         return values
 
     def quantized(self) -> Quantized:
         """The matrix as it is stored."""
         start = self.start
-        return Quantized(start.format, start.codes, self._parts(), start.shape, dict(start.report))
+        return Quantized(start.format, self.codes, self._parts(), start.shape, dict(start.report))
 
 
 def _spread(part: Tensor) -> float:

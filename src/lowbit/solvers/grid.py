@@ -12,7 +12,7 @@ Traps     A dead input (H_jj = 0) keeps its weights, to the nearest value: zeroi
           as the input lives on other text.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -111,35 +111,55 @@ def solve(
         report["fallback"] = "; ".join(str(f) for f in (report.get("fallback"), factor.fallback) if f)
     if factor.lower is None or grid.format.step[0] > 1:
         sweeps = 0
-    done = [_rounded(target[rows], moment, factor, part, sweeps, refit) for rows, part in _pieces(grid)]
-    codes = torch.cat([codes for codes, _, _ in done])
-    parts = {name: torch.cat([found[name] for _, found, _ in done]) if len(done) > 1 else p for name, p in done[0][1].items()}
-    report["error"] = sum(lost for _, _, lost in done) / loss_of_nothing
+    done, lost = [], 0.0
+    for rows, piece in _pieces(grid):
+        codes, found, error = rounded(target[rows], moment, factor, piece, sweeps, refit)
+        done.append((codes, found))
+        lost += ldl.loss(error, moment)
+    codes, parts = joined(grid, done)
+    report["error"] = lost / loss_of_nothing
     return Quantized(format, codes, parts | around, grid.shape, report)
 
 
-def _rounded(
+def joined(grid: Grid, done: Sequence[tuple[Tensor, Parts]]) -> tuple[Tensor, Parts]:
+    """Codes and parts of a matrix from those of its rows in order; parts that rows share are those of the first."""
+    codes = torch.cat([codes for codes, _ in done])
+    if len(done) == 1 or not alone(grid):
+        return codes, done[0][1]
+    return codes, {name: torch.cat([parts[name] for _, parts in done]) for name in done[0][1]}
+
+
+def rounded(
     target: Tensor, moment: Tensor, factor: damping.Factor, grid: Grid, sweeps: int, refit: Refit
-) -> tuple[Tensor, Parts, float]:
-    """Codes as they are stored, parts and loss of some rows."""
+) -> tuple[Tensor, Parts, Tensor]:
+    """Codes as they are stored, parts and errors of some rows."""
     rounding = codec(grid)
     codes, values = ldl.solve(target, factor, rounding)
     for number in range(sweeps):
         if number:
             grid, values = refit(target, moment, grid, codes, values)
         codes, values = descent.sweep(target, moment, codec(grid), codes, values)
-    return rounding.stored(codes), grid.parts, ldl.loss(target - values, moment)
+    return rounding.stored(codes), grid.parts, target - values
+
+
+def alone(grid: Grid) -> bool:
+    """Whether the rows of a grid share nothing."""
+    return grid.format.group[0] == grid.format.step[0] == 1 and all(p.shape[0] == grid.shape[0] for p in grid.parts.values())
+
+
+def part(grid: Grid, rows: slice) -> Grid:
+    """Some rows of a grid, whole steps, in a copy of what they share."""
+    parts = {name: p[rows] for name, p in grid.parts.items()} if alone(grid) else grid.parts
+    return Grid(grid.format, parts, (rows.stop - rows.start, grid.shape[1]))
 
 
 def _pieces(grid: Grid) -> Iterator[tuple[slice, Grid]]:
     """Rows that are rounded together, with their grid: all of them, or PIECE weights at a time where rows know no others."""
     out, inputs = grid.shape
-    alone = grid.format.group[0] == grid.format.step[0] == 1 and all(p.shape[0] == out for p in grid.parts.values())
-    step = max(1, PIECE // inputs) if alone and grid.scale.device.type == "cpu" else out
+    step = max(1, PIECE // inputs) if alone(grid) and grid.scale.device.type == "cpu" else out
     for start in range(0, out, step):
         rows = slice(start, min(start + step, out))
-        parts = {name: part[rows] for name, part in grid.parts.items()} if step < out else grid.parts
-        yield rows, Grid(grid.format, parts, (rows.stop - rows.start, inputs)) if step < out else grid
+        yield rows, part(grid, rows) if step < out else grid
 
 
 def turned(format: Format, parts: Parts, moment: Tensor) -> Tensor:

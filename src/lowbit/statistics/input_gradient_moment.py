@@ -1,0 +1,35 @@
+"""input_gradient_moment - E[GT G] of the gradients G of a matrix, one a window: how errors at two inputs count together.
+
+In / Out  x [tokens, in] and gradients at the outputs [tokens, out], a window each -> [in, in], float32, symmetric.
+Idea      The curvature of KL is near H_O x H_I (Kronecker). One step of power iteration from the identity gives
+          H_I ~ E[GT G] [in, in], G = sum over the window's tokens of g_out xT. Tokens are drawn from the model's own
+          predictions: then E[vec(G) vec(G)T] is the curvature itself.
+Source    YAQA (2505.22988), sketch B.
+"""
+
+import torch
+from torch import Tensor
+
+NEEDS_GRADIENTS = True
+LOSS = "sampled"
+
+
+class InputGradientMoment:
+    """The running sum."""
+
+    def __init__(self, size: int, device: torch.device) -> None:
+        self._sum = torch.zeros(size, size, device=device)
+        self._windows = 0
+
+    def add(self, x: Tensor, gradient: Tensor) -> None:
+        self._windows += 1
+        whole = gradient.float().T @ x.float()
+        self._sum += whole.T @ whole
+
+    def result(self) -> Tensor:
+        """[in, in]; zeros before the first window."""
+        return self._sum / max(1, self._windows)
+
+
+def collector(shape: tuple[int, int], device: torch.device) -> InputGradientMoment:
+    return InputGradientMoment(shape[1], device)
