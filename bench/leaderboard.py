@@ -5,14 +5,19 @@
 
 DATA: a folder with calibration.txt, evaluation-books.txt, evaluation-docs.txt and wikitext2-test.txt. 64 windows calibrate, 32
 of each text evaluate. Each sentence runs in a process of its own, so seconds on a GPU are those beside the other jobs.
+Sentences that differ only in their finishers ("gptaq(int4-g128) + kl_tuning", "gptaq(int4-g128) + kl_rounding") share a
+process: the second run takes up the first one's blocks, as a run that was killed would.
 """
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,34 +47,83 @@ Quality, size and time by sentence on lowbit-tiny, by the protocol of [Measuring
 TABLE = ["| sentence | bits | books | docs | wikitext2 | seconds |", "|---|--:|--:|--:|--:|--:|"]
 
 
-def one(sentence: str, data: Path, device: str) -> None:
-    """Quantize by one sentence, measure, keep the row."""
+def one(sentences: list[str], data: Path, device: str) -> None:
+    """Quantize by sentences that differ at most in their finishers, measure, keep the rows."""
     import torch
 
     import lowbit
     from lowbit.evaluation import measure
-    from lowbit.layers.linear import QuantizedLinear
     from lowbit.layers.loading import load
     from lowbit.pipeline.source import tokenizer_of
 
     torch.set_num_threads(3 if device == "cuda" else torch.get_num_threads())
+    reference = measure.Reference(load(str(MODEL), dtype=torch.float32, device=device))
+    texts = measure.read_texts([str(data / f"{t}.txt") for t in TEXTS], tokenizer_of(MODEL), LENGTH, WINDOWS)
     with tempfile.TemporaryDirectory() as temporary:
-        out, start = str(Path(temporary) / "out"), time.perf_counter()
-        lowbit.quantize(
-            str(MODEL), sentence, out=out, calibration=str(data / "calibration.txt"), samples=SAMPLES, device=device
-        )
-        seconds = time.perf_counter() - start
-        model = load(out, device=device)
-        bits = measure.bits_per_weight(model)
-        for name, layer in [*model.named_modules()]:
-            if isinstance(layer, QuantizedLinear):  # its values once, instead of in every window
-                dense = torch.nn.Linear(layer.in_features, layer.out_features, bias=False, device=device)
-                dense.weight.data = layer.quantized().decode()
-                dense.register_parameter("bias", layer.bias)
-                model.set_submodule(name, dense)
-        reference = measure.Reference(load(str(MODEL), dtype=torch.float32, device=device))
-        texts = measure.read_texts([str(data / f"{t}.txt") for t in TEXTS], tokenizer_of(MODEL), LENGTH, WINDOWS)
-        found = {Path(n).stem: measure.divergence(model.float(), t, reference).summary() for n, t in texts.items()}
+        blocks, taken = Path(temporary) / "blocks", 0.0
+        for number, sentence in enumerate(sentences):
+            out, start = Path(temporary) / str(number), time.perf_counter()
+            if number:
+                _take_up(blocks, out.with_name(f"{number}.partial"), sentence)
+            with _kept(blocks) as moment:
+                asked = {"calibration": str(data / "calibration.txt"), "samples": SAMPLES, "device": device}
+                lowbit.quantize(str(MODEL), sentence, out=str(out), **asked)  # type: ignore[arg-type]
+            seconds = taken + time.perf_counter() - start
+            taken = taken or moment[0] - start if moment else 0.0
+            model = _dense(load(str(out), device=device), device)
+            bits = measure.bits_per_weight(load(str(out)))
+            found = {Path(n).stem: measure.divergence(model.float(), t, reference).summary() for n, t in texts.items()}
+            _keep(sentence, bits, seconds, found)
+
+
+@contextmanager
+def _kept(folder: Path) -> Iterator[list[float]]:
+    """Keep the work folder as it is when the blocks are done and finishers begin; gives the time of that."""
+    from lowbit.pipeline.finishing import Finishing
+
+    real, moment = Finishing.run, list[float]()
+
+    def copied(self: Finishing, *arguments: Any) -> Any:
+        if not folder.exists():
+            shutil.copytree(self.writer.work, folder)
+            moment.append(time.perf_counter())
+        return real(self, *arguments)
+
+    Finishing.run = copied  # type: ignore[method-assign]
+    try:
+        yield moment
+    finally:
+        Finishing.run = real  # type: ignore[method-assign]
+
+
+def _take_up(blocks: Path, work: Path, sentence: str) -> None:
+    """Make the kept blocks an unfinished run of another sentence."""
+    import lowbit
+
+    shutil.copytree(blocks, work)
+    journal = work / "journal.jsonl"
+    first, *rest = journal.read_text(encoding="utf-8").splitlines()
+    task = {**json.loads(first), "sentence": str(lowbit.Recipe.parse(sentence))}
+    journal.write_text("\n".join([json.dumps(task), *rest]) + "\n", encoding="utf-8")
+
+
+def _dense(model: Any, device: str) -> Any:
+    """The model with the values of its packed layers, decoded once instead of in every window."""
+    import torch
+
+    from lowbit.layers.linear import QuantizedLinear
+
+    for name, layer in [*model.named_modules()]:
+        if isinstance(layer, QuantizedLinear):
+            dense = torch.nn.Linear(layer.in_features, layer.out_features, bias=False, device=device)
+            dense.weight.data = layer.quantized().decode()
+            dense.register_parameter("bias", layer.bias)
+            model.set_submodule(name, dense)
+    return model
+
+
+def _keep(sentence: str, bits: float, seconds: float, found: dict[str, Any]) -> None:
+    """Keep the row of a measured sentence."""
     figures = {key: {name: text[key] for name, text in found.items()} for key in ("kl", "kl_se", "perplexity")}
     milli = {key: {n: round(1000 * v, 2) for n, v in figures[key].items()} for key in ("kl", "kl_se")}
     perplexity = {n: round(v, 3) for n, v in figures["perplexity"].items()}
@@ -77,9 +131,23 @@ def one(sentence: str, data: Path, device: str) -> None:
     keep("leaderboard", **told, **milli, perplexity=perplexity)
 
 
+def started(sentences: list[str]) -> list[list[str]]:
+    """Sentences by what stands before their finishers."""
+    from lowbit.methods import verb
+    from lowbit.recipe.grammar import Recipe, step_text
+
+    groups: dict[str, list[str]] = {}
+    for sentence in sentences:
+        steps = [(m, s) for m, s in Recipe.of(sentence).steps if verb(m) != "finish"]
+        finished = len(steps) < len(Recipe.of(sentence).steps)
+        start = " + ".join(step_text(*step) for step in steps) if finished else f"{sentence} alone"
+        groups.setdefault(start, []).append(sentence)
+    return list(groups.values())
+
+
 def run(data: Path, device: str, jobs: int, limit: float, sentences: list[str]) -> None:
-    """Every sentence in its own process, `jobs` at a time; what has not ended after `limit` seconds is stopped."""
-    start, waiting, running = time.monotonic(), list(sentences), list[tuple[str, subprocess.Popen[bytes]]]()
+    """Every start in its own process, `jobs` at a time; what has not ended after `limit` seconds is stopped."""
+    start, waiting, running = time.monotonic(), started(sentences), list[tuple[str, subprocess.Popen[bytes]]]()
     while waiting or running:
         for sentence, process in [*running]:
             if process.poll() is not None:
@@ -92,9 +160,9 @@ def run(data: Path, device: str, jobs: int, limit: float, sentences: list[str]) 
                 print(f"{sentence}: stopped after {limit:.0f} s")
             break
         while waiting and len(running) < jobs:
-            sentence = waiting.pop(0)
-            command = [sys.executable, __file__, "one", str(data), "--device", device, sentence]
-            running.append((sentence, subprocess.Popen(command, stderr=subprocess.DEVNULL)))
+            group = waiting.pop(0)
+            command = [sys.executable, __file__, "one", str(data), "--device", device, *group]
+            running.append((group[0], subprocess.Popen(command, stderr=subprocess.DEVNULL)))
         time.sleep(0.2)
 
 
@@ -177,7 +245,7 @@ def main() -> None:
     if asked.action == "page":
         page()
     elif asked.action == "one":
-        one(asked.sentences[0], asked.data, asked.device)
+        one(asked.sentences, asked.data, asked.device)
     else:
         run(asked.data, asked.device, asked.jobs, asked.limit, asked.sentences or list(SENTENCES))
 
