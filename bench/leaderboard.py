@@ -89,7 +89,7 @@ def _kept(folder: Path) -> Iterator[list[float]]:
             moment.append(time.perf_counter())
         return real(self, *arguments)
 
-    Finishing.run = copied  # type: ignore[method-assign]
+    Finishing.run = copied  # type: ignore[method-assign,assignment]
     try:
         yield moment
     finally:
