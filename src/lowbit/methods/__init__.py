@@ -27,7 +27,7 @@ from lowbit.core.shelf import Shelf
 from lowbit.formats import Format, Parts, Quantized
 from lowbit.kernels.activation import Activation
 from lowbit.statistics import Stats
-from lowbit.transforms.turning import Turning
+from lowbit.transforms.turning import Outline, Turning
 
 shelf = Shelf(__name__, "method")
 FIELDS = "__dataclass_fields__"
@@ -171,6 +171,25 @@ class Turner(Protocol):
 
         Raises ArchitectureError where that would change the model's function.
         """
+
+
+@dataclass
+class Study:
+    """The whole float model, for methods that learn on it before its blocks stream: `study(self, study) -> {name: tensor}`.
+
+    model: rounds inputs and changes them as its formats say; original: the same weights, without that. tokens: [windows,
+    length]. formats, activations, parts (of sides ahead): of linears by full name. rounded: those whose solver looks at no
+    inputs. say: tells the reader a line.
+    """
+
+    model: Any
+    original: Any
+    outline: Outline
+    tokens: Tensor
+    formats: dict[str, Format]
+    parts: dict[str, Parts]
+    rounded: frozenset[str]
+    say: Callable[[str], None]
 
 
 class Linear(Protocol):

@@ -10,13 +10,13 @@ Figures   lowbit-tiny, KL in milli-nats on two texts (4 windows, 8 of 512 tokens
           act(int8-token) after it: 4.3 / 4.1 with alpha 0.5, 3.4 / 3.0 with 0.85, 3.5 / 3.0 with 0.95; without it 5.0 / 5.0.
           Books / docs / wikitext2 (6 windows, 32 to calibrate): 2.5 / 2.5 / 4.6 with 0.85, 3.6 / 4.1 / 6.1 without it.
           Int4 on both sides, clip 0.9: 1129 / 1104 without it, 691 / 575 with 0.85.
-Traps     Only what norms give is scaled, as in the paper. With the edges between linears too (v to o, up to down) it was
-          worse: 4.6 / 4.2 with 0.85. Scales of a norm are taken as near as its 16-bit weight stays exact (fold.storable).
+Traps     Only what norms give is scaled, as in the paper. With edges=all those between linears are too (v to o, up to down):
+          needed where outliers stand there, else worse (4.6 / 4.2 with 0.85). Scales of a norm are taken as near as its 16-bit weight stays exact (fold.storable).
           Channels that were silent, and experts that saw no token, keep theirs.
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -33,9 +33,10 @@ FLOOR = 1e-5
 
 @dataclass(frozen=True)
 class SmoothQuant(Method):
-    """alpha: share of the inputs' reach that moves into the weights, 0 to 1."""
+    """alpha: share of the inputs' reach that moves into the weights, 0 to 1. edges: from norms, or from linears too."""
 
     alpha: float = 0.5
+    edges: Literal["norms", "all"] = "norms"
 
     needs: ClassVar[tuple[str, ...]] = ("max_magnitude",)
     needs_folds: ClassVar[bool] = True
@@ -57,13 +58,17 @@ class SmoothQuant(Method):
         for fold in folds:
             source: Any = block.module.get_submodule(fold.source).weight
             seen = [stats[name] for name in fold.targets if name in block.linears]
-            if source.dim() == 1 and any(s.tokens for s in seen):
-                scales = self._scales(block, fold, torch.stack([s["max_magnitude"] for s in seen]).amax(0))
-                folding.apply(block.module, fold, folding.storable(source, scales, fold.offset), block.heads)
+            norm = source.dim() == 1
+            if (norm or self.edges == "all") and any(s.tokens for s in seen):
+                reach = folding.gather(torch.stack([s["max_magnitude"] for s in seen]).amax(0), fold, block.heads)
+                scales = self._scales(block, fold, reach)
+                scales = folding.storable(source, scales, fold.offset) if norm else scales
+                folding.apply(block.module, fold, scales, block.heads)
 
     def _scales(self, block: Block, fold: Fold, inputs: Tensor) -> Tensor:
-        """The scales [channels] of one fold. inputs: greatest |x| [in] of its readers."""
+        """The scales [channels] of one fold. inputs: greatest |x| [channels] that its readers get."""
         readers = [block.linears[name].weight for name in fold.targets if name in block.linears]
         weights = torch.stack([weight.abs().amax(0).float() for weight in readers]).amax(0).clamp_min(FLOOR)
+        weights = folding.gather(weights, fold, block.heads)
         x = inputs.to(weights.device)
         return torch.where(x > 0, (x.pow(self.alpha) / weights.pow(1 - self.alpha)).clamp_min(FLOOR), 1.0)

@@ -98,7 +98,9 @@ class Run:
             windows = {"windows": len(tokens.tokens), "length": self.length}
             result.calibration = {"text": Path(tokens.name).name, **windows, "digest": tokens.digest}
         book = journal.Journal(self.work, self.task(result))
-        self.source.turning = turned.make(self.source, self.plan)
+        windows_only = tokens.tokens if tokens else None
+        told = self.source, self.plan, self.work, windows_only, self.device, self.progress
+        self.source.turning = turned.make(*told)
         self.stream(tokens.tokens if tokens else None, book)
         result.layers = [row for step in book.steps for row in step["rows"]]
         result.finished = [step["told"] for step in book.steps if "told" in step]
@@ -106,6 +108,7 @@ class Run:
         self.writer.complete({kvcache.KEY: self.kv} if self.kv else {})
         result.check = self.check()
         self.describe(result)
+        turned.forget(self.work)
         journal.finish(self.work, self.out)
         result.seconds = round(time.perf_counter() - start, 2)
         result.peak_memory = peak_memory()
