@@ -19,7 +19,9 @@ MODEL = Path(__file__).parent.parent / "models" / "lowbit-tiny"
 def main() -> None:
     *given, out = sys.argv[1:]
     source = Path(given[0]) if given else MODEL
-    plant(AutoModelForCausalLM.from_pretrained(source, dtype="auto")).save_pretrained(out)
+    model = AutoModelForCausalLM.from_pretrained(source, dtype="auto")
+    plant(model)
+    model.save_pretrained(out)
     for file in source.glob("token*"):
         shutil.copy(file, Path(out) / file.name)
 

@@ -46,7 +46,7 @@ def parameters(study: Study, turn: Turn, found: dict[str, Tensor]) -> dict[str, 
     turn(turning, found)
     values = {name: turning.tensor(name, held.__getitem__) for name in held if name in turning}
     for name, format in study.formats.items():
-        weight = values.get(f"{name}.weight", held[f"{name}.weight"])
+        weight: Tensor = values[f"{name}.weight"] if f"{name}.weight" in values else held[f"{name}.weight"]
         for word in reversed(format.ahead):
             weight = sides.get(word).into(weight, study.parts.get(name, {}))
         if name in study.rounded:

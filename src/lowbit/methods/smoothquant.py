@@ -11,8 +11,8 @@ Figures   lowbit-tiny, KL in milli-nats on two texts (4 windows, 8 of 512 tokens
           Books / docs / wikitext2 (6 windows, 32 to calibrate): 2.5 / 2.5 / 4.6 with 0.85, 3.6 / 4.1 / 6.1 without it.
           Int4 on both sides, clip 0.9: 1129 / 1104 without it, 691 / 575 with 0.85.
 Traps     Only what norms give is scaled, as in the paper. With edges=all those between linears are too (v to o, up to down):
-          needed where outliers stand there, else worse (4.6 / 4.2 with 0.85). Scales of a norm are taken as near as its 16-bit weight stays exact (fold.storable).
-          Channels that were silent, and experts that saw no token, keep theirs.
+          needed where outliers stand there, else worse (4.6 / 4.2 with 0.85). Scales of a norm are taken as near as its 16-bit
+          weight stays exact (fold.storable). Channels that were silent, and experts that saw no token, keep theirs.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""spinquant - quarot's basis, learned: rotations of the stream and of each layer's values that the quantized network likes best.
+"""spinquant - a learned basis: rotations of the stream and of each layer's values that the quantized network likes best.
 
 In / Out  the whole model, its calibration windows -> two kinds of orthogonal matrices, folded into weights; what writes to the
           stream turns its inputs while running. Follow it by a solver and `act`.
@@ -6,8 +6,8 @@ Idea      Random rotations differ by points of accuracy; the loss of the quantiz
           [hidden, hidden] and an R2 [head, head] a layer along the manifold of orthogonal matrices (solvers/stiefel.py) while
           all weights stay as they are.
 Source    SpinQuant (2405.16406), sections 3.2 and 4.
-Defaults  100 steps at rate 1.5, cosine, as in the paper, of 4 windows (paper 8); the loss is that of the next token. Weights are
-          rounded in the loss only where the solver does not look at inputs (rtn), as the paper does before GPTQ.
+Defaults  100 steps at rate 1.5, cosine, as in the paper, of 4 windows (paper 8); the loss is that of the next token. Weights
+          are rounded in the loss only where the solver does not look at inputs (rtn), as the paper does before GPTQ.
 Traps     The whole model and its gradients are in memory at once. It fits the calibration text: the best point on windows held
           out is kept.
 """
@@ -28,7 +28,7 @@ SIDE = "turn"
 
 @dataclass(frozen=True)
 class SpinQuant(Method):
-    """steps: of descent. batch: windows in each. rate: of the rotations at the start. online: as in quarot. seed: of the start."""
+    """steps: of descent. batch: windows in each. rate: at the first step. online: as in quarot. seed: of the start."""
 
     steps: int = 100
     batch: int = 4

@@ -53,7 +53,7 @@ def check(source: Source, plan: Plan) -> None:
 def make(
     source: Source, plan: Plan, work: Path, tokens: Tensor | None, device: torch.device, progress: Progress
 ) -> Turning | None:
-    """The turning of a plan; None where it has none. What methods learn for it on tokens [windows, length] is kept in `work`."""
+    """The turning of a plan; None where it has none. What methods learn on tokens [windows, length] is kept in `work`."""
     if not plan.turners:
         return None
     turning = Turning(outline(source))
@@ -85,7 +85,7 @@ def study(source: Source, plan: Plan, tokens: Tensor, device: torch.device, prog
         if format.ahead:
             ahead[name] = format, parts
     online.hook(model, ahead)
-    activations.attach(model, plan.activations)
+    activations.attach(model, plan.activations, {n: format.inner for n, format in plan.formats.items()}, lambda _: None)
     kept: dict[str, Parts] = {name: parts for name, (_, parts) in ahead.items()}
     blind = frozenset(t.name for t in plan.rows if not t.solver.needs)
     return Study(model, original, outline(source), tokens, dict(plan.formats), kept, blind, progress.say)
