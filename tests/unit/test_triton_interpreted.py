@@ -115,9 +115,51 @@ def test_a_panel_equals_the_loop_over_columns(text: str) -> None:
         element.maximum,
         levels,
     )
+    codes = codes if levels is None else levels[codes.long()]
     same = codes == expected_codes.float().T[factor.columns]
     assert same.float().mean() > 0.97  # the order of sums moves a few codes across a rounding boundary
     loss = ldl.loss(w - expected, moment)
     found = torch.empty_like(w)
     found[:, factor.columns] = values.T
     assert abs(ldl.loss(w - found, moment) / loss - 1) < 0.02
+
+
+@inside
+@pytest.mark.parametrize("text", ["int4-g32-floatzero", "nf4-g64", "lut2-row"])
+def test_solvers_by_panels_equal_their_loops(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounding with feedback and a sweep after it: the kernel's codes and values are those of the loops in torch."""
+    from lowbit.solvers import codec, damping, descent, ldl, panels
+
+    torch.manual_seed(0)
+    seen = torch.randn(500, 192) @ torch.randn(192, 192)
+    moment, w = seen.T @ seen / 500, torch.randn(5, 192)
+    factor = damping.factorise(moment, damping.rounding_order(moment, "activation"), 0.01)
+    rounding = codec.codec(formats.parse(text).fit(w, search=False))
+    wanted = ldl.solve(w, factor, rounding)
+    swept = descent.sweep(w, moment, rounding, *wanted)
+    monkeypatch.setattr(panels.triton, "panel_refusal", lambda weight: "")
+    for found, expected in ((ldl.solve(w, factor, rounding), wanted), (descent.sweep(w, moment, rounding, *wanted), swept)):
+        assert (rounding.stored(found[0]) == rounding.stored(expected[0])).float().mean() > 0.99
+        assert (found[1] - expected[1]).norm() < 0.05 * expected[1].norm()
+
+
+@inside
+@pytest.mark.parametrize("name", ["llama", "qwen2"])
+@torch.no_grad()
+def test_a_step_equals_the_forward_of_transformers(name: str) -> None:
+    from lowbit.layers import joined, step
+    from lowbit.serving.loop import Loop
+    from lowbit.testing._tiny import tiny
+
+    model = tiny(name, sliding_window=None)
+    ids = torch.randint(3, 256, (1, 20))
+    wanted = model(ids).logits[0]
+    joined.join(model, model.config)
+    assert not step.refusal(model)
+    loop = Loop(model)
+    loop._make_room(40)
+    loop._prompt(ids[:, :17])
+    assert loop._step is not None
+    for p in range(17, 20):
+        found = loop._step(ids[:, p : p + 1], torch.tensor([[p]]))[0]
+        assert torch.allclose(found, wanted[p], atol=1e-4)

@@ -82,9 +82,9 @@ class Stored:
         """All tensors, sorted."""
         return sorted(self.originals)
 
-    def tensor(self, name: str) -> Tensor:
-        """One tensor as it is stored."""
-        return self.folder.tensor(self.originals.get(name, name))
+    def tensor(self, name: str, device: torch.device | None = None) -> Tensor:
+        """One tensor as it is stored, on `device` (default: the CPU)."""
+        return self.folder.tensor(self.originals.get(name, name), device)
 
     def original(self, module: str) -> str:
         """What the files call a module."""
@@ -116,9 +116,13 @@ class Stored:
         modules = {new: old for new, old in sorted(self._modules.items()) if old in found}
         return {new: with_scale(found[old], old, self.folder.tensor) for new, old in modules.items()}
 
-    def quantized(self, module: str) -> Quantized:
-        """One matrix, its codes as they are in the file."""
-        found: Quantized = self.form.quantized(self._modules[module], self.formats[module], self.folder.tensor)
+    def quantized(self, module: str, device: torch.device | None = None) -> Quantized:
+        """One matrix, its codes as they are in the file, unpacked on `device`."""
+
+        def get(name: str) -> Tensor:
+            return self.folder.tensor(name, device)
+
+        found: Quantized = self.form.quantized(self._modules[module], self.formats[module], get)
         return found
 
 

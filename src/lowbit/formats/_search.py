@@ -23,7 +23,9 @@ FACTORS = tuple(1.08 - 0.04 * i for i in range(20))
 """Shares of the full range that are tried: 1.08 .. 0.32, 1 among them."""
 REFITS = 2
 CHUNK = 1 << 18
-"""Weights searched at once: the temporaries stay in the cache."""
+"""Weights searched at once on a CPU: the temporaries stay in the cache."""
+WIDE = 1 << 25
+"""On a GPU: enough of them for all its cores."""
 
 
 def rounded(scale: Tensor, kind: str) -> Tensor:
@@ -51,7 +53,7 @@ def weights_of(format: Format, importance: Tensor | None, rows: int) -> Tensor |
 
 def pieces(x: Tensor, h: Tensor | None) -> Iterable[tuple[slice, Tensor, Tensor | None]]:
     """Slices of the first axis of x (and of h where it has that axis), each small enough for the cache."""
-    step = max(1, CHUNK // (x.shape[1] * x.shape[2]))
+    step = max(1, (WIDE if x.is_cuda else CHUNK) // (x.shape[1] * x.shape[2]))
     for start in range(0, x.shape[0], step):
         part = slice(start, start + step)
         yield part, x[part], h if h is None or h.shape[0] == 1 else h[part]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lowbit.core.errors import FormatError
 from lowbit.formats import Format, Grid, Parts, _kmeans, _words
+from lowbit.formats._scalars import Scalars
 
 EXAMPLES = ("lut2-row", "lut3-row", "lut4-row")
 LARGEST = 65504.0
@@ -90,6 +91,15 @@ class Tables:
 
     def stored(self, codes: Tensor) -> Tensor:
         return codes.to(torch.uint8)
+
+    def scalars(self) -> Scalars:
+        rows, ends = self._sorted.shape[0], (-LARGEST, LARGEST)
+        ones = torch.ones(1, rows, device=self._sorted.device)
+
+        def codes(places: Tensor) -> Tensor:
+            return self._order.gather(1, self._first.gather(1, places.long()))
+
+        return Scalars(0, ones, None, *ends, self._sorted.T.contiguous(), codes)
 
     def _places(self, x: Tensor) -> Tensor:
         """Places in the sorted tables, of equal entries the first."""

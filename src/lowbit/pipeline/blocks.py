@@ -46,13 +46,13 @@ def load(skeleton: nn.Module, prefix: str, get: Get, device: torch.device, dtype
     """A copy of one block of the skeleton with its weights in `dtype`. Raises CheckpointError when one is not finite."""
     module = copy.deepcopy(skeleton)
     for name, _ in list(module.named_parameters()):
-        value = get(f"{prefix}.{name}")
+        value = get(f"{prefix}.{name}").to(device)
         bad = value.numel() - int(torch.isfinite(value).sum())
         if bad:
             raise CheckpointError(
                 f"{prefix}.{name}: {bad} of {value.numel()} values are NaN or Inf. Mend or download the checkpoint again."
             )
-        fill(module, name, value.to(device, dtype))
+        fill(module, name, value.to(dtype))
     return module.eval()
 
 

@@ -5,6 +5,8 @@ Idea      Both models run over a few held-out windows, one block of each in memo
           perplexity, agreement), so the model card carries figures of the file itself.
 """
 
+import functools
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,9 +14,11 @@ from torch import Tensor, nn
 
 from lowbit import checkpoints, kvcache
 from lowbit.checkpoints.folder import Folder
+from lowbit.core.device import tensor_cores
 from lowbit.core.errors import CheckpointError
 from lowbit.layers.loading import skeleton
 from lowbit.pipeline import blocks, held, written
+from lowbit.pipeline.beside import Beside
 from lowbit.pipeline.outer import Get, Outer
 from lowbit.pipeline.progress import Progress
 from lowbit.pipeline.source import Source
@@ -24,13 +28,13 @@ WINDOWS, LENGTH = 4, 1024
 """Of held-out text: windows, since their spread tells the error, and tokens in each."""
 
 
-def decoded(stored: checkpoints.Stored) -> Get:
-    """The tensors of a written folder, its packed matrices decoded."""
+def decoded(stored: checkpoints.Stored, device: torch.device) -> Get:
+    """The tensors of a written folder, its packed matrices decoded on `device`."""
 
     def get(name: str) -> Tensor:
         module = name.removesuffix(".weight")
         packed = module in stored.formats and name.endswith(".weight")
-        return stored.quantized(module).decode() if packed else stored.tensor(name)
+        return stored.quantized(module, device).decode() if packed else stored.tensor(name, device)
 
     return get
 
@@ -47,7 +51,28 @@ def outside(source: Source, stored: checkpoints.Stored, outer: Outer, device: to
     model = skeleton(source.config, torch.float32)
     held = {*stored.names, *(f"{name}.weight" for name in stored.formats)}
     inner: nn.ModuleList = model.get_submodule(source.architecture.blocks)
-    return Outer(model, inner, decoded(stored), held, torch.float32, device)
+    return Outer(model, inner, decoded(stored, device), held, torch.float32, device)
+
+
+def _modules(source: Source, stored: checkpoints.Stored, device: torch.device) -> Iterator[tuple[int, int, nn.Module]]:
+    """Block by block of both models, the written one (0) first; the next one is read meanwhile, on a CPU afterwards."""
+    side, read = Beside(device), written.reader(stored, device)
+    get = functools.partial(source.stored.tensor, device=device)
+
+    def load(index: int, which: int) -> nn.Module:
+        if which:
+            return block(source, get, index, device)
+        return written.block(source.blocks[index], source.prefix(index), read, stored.activations, device, torch.float32)
+
+    order = [(index, which) for index in range(len(source.blocks)) for which in (0, 1)]
+    waiting = side.start(functools.partial(load, *order[0]), nn.Module.parameters)
+    for place, after in zip(order, [*order[1:], None], strict=True):
+        module = waiting.result()
+        if after is not None:
+            waiting = side.start(functools.partial(load, *after), nn.Module.parameters)
+        yield *place, module
+        del module  # before the next is loaded: one block in memory
+    side.close()
 
 
 def measure(source: Source, folder: Folder, tokens: Tensor, device: torch.device, progress: Progress) -> dict[str, Any]:
@@ -57,24 +82,20 @@ def measure(source: Source, folder: Folder, tokens: Tensor, device: torch.device
     ours = outside(source, stored, original, device)
     kwargs = original.kwargs(tokens.shape[1])
     streams = [[outer.enter(row[None]) for row in tokens] for outer in (ours, original)]
-    read = written.reader(stored)
     policies = kvcache.by_layer(folder.settings.get(kvcache.KEY, ""), len(source.blocks))
     progress.start("check", len(source.blocks))
-    for index in range(len(source.blocks)):
-        for stream in streams:
-            if stream is streams[0]:
-                told = source.blocks[index], source.prefix(index), read, stored.activations
-                module, run = written.block(*told, device, torch.float32), held.through(source.config, index, policies)
-            else:
-                module, run = block(source, source.stored.tensor, index, device), held.plain
-            for i, hidden in enumerate(stream):
-                stream[i] = run(module, hidden, kwargs[index])
-            del module  # before the next is loaded: one block in memory
-        progress.block(index, None, 0.0)
-    progress.end()
     found = Divergence()
-    for row, candidate, reference in zip(tokens, *streams, strict=True):
-        found.add(row, ours.leave(row, candidate[0]), original.leave(row, reference[0]))
+    with tensor_cores(device):
+        for index, which, module in _modules(source, stored, device):
+            run = held.plain if which else held.through(source.config, index, policies)
+            for i, hidden in enumerate(streams[which]):
+                streams[which][i] = run(module, hidden, kwargs[index])
+            del module
+            if which:
+                progress.block(index, None, 0.0)
+        progress.end()
+        for row, candidate, reference in zip(tokens, *streams, strict=True):
+            found.add(row, ours.leave(row, candidate[0]), original.leave(row, reference[0]))
     original.drop()
     summary = found.summary()
     if not all(map(torch.isfinite, map(torch.tensor, summary.values()))):

@@ -40,7 +40,7 @@ class Outer:
         names = [n for n, p in model.named_parameters(remove_duplicate=False) if id(p) not in inside]
         self._names = [n for n in names if n in held or n not in ties]
         for name in self._names:
-            fill(model, name, get(name).to(device, dtype))
+            fill(model, name, get(name).to(device).to(dtype))
         for name in set(names) - set(self._names):
             fill(model, name, model.get_parameter(ties[name]))
         for module in model.modules():

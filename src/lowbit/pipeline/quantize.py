@@ -3,7 +3,7 @@
 Idea      Each block's weights are read, its inputs captured, its methods applied, its packed tensors written and noted in the
           journal; then its float weights are dropped. Peak memory follows one block and the windows' hidden states.
           A killed run recomputes the streams by running the finished blocks as they are on the disk, which gives the very same
-          numbers, and goes on to byte-identical files.
+          numbers, and goes on to byte-identical files. On a GPU the next block is read and the last one written meanwhile.
 """
 
 import shutil
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import lowbit
 from lowbit import checkpoints, kvcache
@@ -22,9 +22,11 @@ from lowbit.core.device import available_memory, peak_memory, return_freed_memor
 from lowbit.core.errors import CapacityError, CheckpointError, RequestError
 from lowbit.layers.loading import load
 from lowbit.pipeline import admission, blocks, budgeted, closing, ends, journal, text, turned
+from lowbit.pipeline.beside import Beside
 from lowbit.pipeline.finishing import Finishing
 from lowbit.pipeline.gradients import Gradients
 from lowbit.pipeline.progress import Progress
+from lowbit.pipeline.reading import Reading
 from lowbit.pipeline.request import Request, Result
 from lowbit.pipeline.source import Source, tokenizer_of
 from lowbit.pipeline.stream import first
@@ -77,6 +79,7 @@ class Run:
         self.finishing = Finishing(self.source, self.plan, self.writer, progress)
         self.gradients = Gradients(self.source, self.plan, self.writer, progress)
         self.compute = torch.float32 if self.device.type == "cpu" else self.source.dtype
+        self.reading, self.writing = Reading(self.source, self.device, self.compute), Beside(self.device)
         if self.length > self.source.context:
             raise RequestError(
                 f"length {self.length}: the model's context holds {self.source.context}. Use a shorter --length."
@@ -176,16 +179,21 @@ class Run:
         try:
             if self.source.embed in steps:
                 self.end(self.source.embed, book, Stats)
+            if self.writing.real:
+                self.writing.do(self.writer.write_outside)
             entered, kwargs = streams, kwargs = self.enter(batches)
             if tokens is not None:
                 self.gradients.collect(tokens, kwargs, self.device, self.compute)
             for index in range(len(self.source.blocks)):
                 streams = self.block(index, streams, kwargs[index], book)
+            self.writing.wait()
             if self.finishing:
                 streams = self.finishing.run(book, batches, entered[0], streams, kwargs, self.device, self.compute)
             if self.source.head in steps:
                 self.end(self.source.head, book, lambda: self.head_statistics(batches, streams))
         finally:
+            self.reading.close()
+            self.writing.close()
             self.progress.end()
 
     def end(self, name: str, book: journal.Journal, collect: Callable[[], Stats]) -> None:
@@ -239,11 +247,6 @@ class Run:
         outer.drop()
         return (batches, references if self.plan.needs_reference else None), kwargs
 
-    def load(self, index: int) -> nn.Module:
-        """Block `index` of the original."""
-        source = self.source
-        return blocks.load(source.blocks[index], source.prefix(index), source.tensor, self.device, self.compute)
-
     def replay(self, index: int, streams: Streams, kwargs: dict[str, Any]) -> Streams:
         """Run a finished block as it is on the disk; the full-precision stream through the original one."""
         batches, references = streams
@@ -253,34 +256,25 @@ class Run:
         out = [first(module(b, **kwargs)) for b in batches]
         if references is None:
             return out, None
-        module = self.load(index)
+        module = self.reading.block(index)
         return out, [first(module(b, **kwargs)) for b in references]
 
     def quantize(self, index: int, streams: Streams, kwargs: dict[str, Any], book: journal.Journal) -> Streams:
         """Quantize one block, write its shard, note it."""
         start, prefix, config = time.perf_counter(), self.source.prefix(index), self.source.text_config
         heads = (getattr(config, "num_attention_heads", 1), getattr(config, "num_key_value_heads", None) or 1)
-        module = self.load(index)
+        module = self.reading.block(index)
         targets = {n.removeprefix(prefix + "."): t for n, t in self.plan.targets.items() if n.startswith(prefix + ".")}
-        done = blocks.run(
-            blocks.Job(
-                index,
-                prefix,
-                module,
-                self.source.architecture,
-                targets,
-                kwargs,
-                *streams,
-                self.source.dtype,
-                heads,
-                self.progress,
-                self.gradients.of(index, self.device),
-            )
-        )
-        self.writer.write(index, module, done.quantized, activations=done.activations)
-        book.add(prefix, done.rows)
-        errors = [row["error"] for row in done.rows if isinstance(row.get("error"), float)]
-        self.finished(prefix, sum(errors) / len(errors) if errors else None, start)
+        told = (self.source.architecture, targets, kwargs, *streams, self.source.dtype, heads, self.progress)
+        done = blocks.run(blocks.Job(index, prefix, module, *told, self.gradients.of(index, self.device)))
+
+        def write() -> None:
+            self.writer.write(index, module, done.quantized, activations=done.activations)
+            book.add(prefix, done.rows)
+            errors = [row["error"] for row in done.rows if isinstance(row.get("error"), float)]
+            self.finished(prefix, sum(errors) / len(errors) if errors else None, start)
+
+        self.writing.do(write)
         return done.outputs, done.references
 
     def check(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ Traps     Tied embeddings are one tensor in the files and two matrices here: the
 """
 
 import fnmatch
+import functools
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -145,17 +146,20 @@ class Source:
         """The weight of a module as it is stored, its own or the one that it shares."""
         return self.tensor(f"{module}.weight")
 
-    def tensor(self, name: str) -> Tensor:
-        """A tensor in the basis of this run. name: the model's, or that of one that it shares."""
-        return self.turning.tensor(name, self._original) if self.turning else self._original(name)
+    def tensor(self, name: str, device: torch.device | None = None) -> Tensor:
+        """A tensor in the basis of this run, on `device` (default: the CPU). name: the model's, or that of one it shares."""
+        if self.turning:
+            return self.turning.tensor(name, self._original).to(device or "cpu")
+        return self._original(name, device)
 
-    def _original(self, name: str) -> Tensor:
-        return self.stored.tensor(name if name in self.stored.originals else self.ties.get(name, name))
+    def _original(self, name: str, device: torch.device | None = None) -> Tensor:
+        return self.stored.tensor(name if name in self.stored.originals else self.ties.get(name, name), device)
 
     def outer(self, dtype: torch.dtype, device: torch.device, original: bool = False) -> Outer:
         """What lies outside the blocks, with its weights; `drop` it afterwards. original: in the basis of the files."""
         if original or not self.turning:
-            return Outer(self.skeleton, self.blocks, self.stored.tensor, self.stored.originals, dtype, device)
+            get = functools.partial(self.stored.tensor, device=device)
+            return Outer(self.skeleton, self.blocks, get, self.stored.originals, dtype, device)
         held = {*self.stored.originals, f"{self.head}.weight"}  # no longer that of the embedding
         return Outer(self.skeleton, self.blocks, self.tensor, held, dtype, device)
 

@@ -7,6 +7,7 @@ Traps     Files keep the names of the original (Mixtral's w1, w2, w3), since eng
           Tied embeddings part when one of them is quantized: config.json must say so, or loaders tie them again.
 """
 
+import functools
 import json
 import types
 from collections.abc import Mapping
@@ -133,19 +134,21 @@ class Writer:
         checkpoints.write_shard(path, tensors)
         with checkpoints.Shard(path) as shard:
             for name, quantized in matrices.items():
-                self._same(name, self._read(shard, name), quantized)
+                self._same(name, self._read(shard, name, quantized.codes.device), quantized)
 
     def _same(self, module: str, found: Quantized, expected: Quantized) -> None:
-        wrong = int((found.codes != expected.codes.cpu()).sum())
+        wrong = int((found.codes != expected.codes).sum())
         told = f"{wrong} of {found.codes.numel()} codes" if wrong else ""
         for name, part in expected.parts.items():
-            if not torch.equal(found.parts[name].float(), part.cpu().float().view_as(found.parts[name])):
+            if not torch.equal(found.parts[name].float(), part.float().view_as(found.parts[name])):
                 told = told or f"its {name}s"
         if told:
             raise CheckpointError(f"{module}: {told} read back differ from memory. The disk or lowbit is at fault; run again.")
 
-    def _read(self, shard: checkpoints.Shard, module: str) -> Quantized:
-        found: Quantized = self.form.quantized(self.source.stored.original(module), self.formats[module], shard.tensor)
+    def _read(self, shard: checkpoints.Shard, module: str, device: torch.device | None = None) -> Quantized:
+        """A matrix in a shard, unpacked on `device`."""
+        get = functools.partial(shard.tensor, device=device)
+        found: Quantized = self.form.quantized(self.source.stored.original(module), self.formats[module], get)
         return found
 
     def block(self, index: int, device: torch.device, dtype: torch.dtype) -> nn.Module:
@@ -156,8 +159,8 @@ class Writer:
             def read(name: str) -> Quantized | Tensor:
                 module = name.removesuffix(".weight")
                 if module in self.formats and name.endswith(".weight"):
-                    return self._read(shard, module)
-                return shard.tensor(self.source.stored.originals[name])
+                    return self._read(shard, module, device)
+                return shard.tensor(self.source.stored.originals[name], device)
 
             told = {f"{prefix}.{name}": activation for name, activation in self.inputs(index).items()}
             return written.block(self.source.blocks[index], prefix, read, told, device, dtype)
@@ -177,11 +180,7 @@ class Writer:
         prefix = self.source.prefix(index)
         names = [name for name in self.formats if name.startswith(f"{prefix}.")]
         with checkpoints.Shard(self.shard(prefix)) as shard:
-            found = {name: self._read(shard, name) for name in names}
-        return {
-            n: Quantized(q.format, q.codes.to(device), {k: p.to(device) for k, p in q.parts.items()}, q.shape)
-            for n, q in found.items()
-        }
+            return {name: self._read(shard, name, device) for name in names}
 
     def end(self, name: str) -> Quantized:
         """A finished embedding or head as it is on the disk."""
@@ -199,14 +198,18 @@ class Writer:
         tensors = ((n, self.source.tensor(n)) for n in names)
         return {stored.originals.get(n, n): t.to(self.source.dtype) if turning and n in turning else t for n, t in tensors}
 
+    def write_outside(self) -> None:
+        """Write the tensors that are in no step, unless they are written."""
+        if not self.joined.exists() and not self.shard("").exists():
+            checkpoints.write_shard(self.shard(""), self._outside())
+
     def complete(self, more: Mapping[str, Any] = types.MappingProxyType({})) -> None:
         """Make the folder a model: the tensors outside the blocks, index, configuration, tokenizer. May be done again.
 
         more: what config.json says beside.
         """
         stored = self.source.stored
-        if not self.joined.exists():
-            checkpoints.write_shard(self.shard(""), self._outside())
+        self.write_outside()
         if sum(f.stat().st_size for f in self.work.glob("*.safetensors")) < SMALL:
             self.join()
         formats = {stored.original(name): format for name, format in self.formats.items()}

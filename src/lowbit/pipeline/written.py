@@ -49,12 +49,12 @@ def block(
     return acting.attach(module, acting.inside(activations, prefix), {n: q.format for n, q in inner.items()}, inner.get)
 
 
-def reader(stored: "checkpoints.Stored") -> Callable[[str], Quantized | Tensor]:
-    """Reads a written folder for `block`."""
+def reader(stored: "checkpoints.Stored", device: torch.device) -> Callable[[str], Quantized | Tensor]:
+    """Reads a written folder for `block`, matrices unpacked on `device`."""
 
     def read(name: str) -> Quantized | Tensor:
         module = name.removesuffix(".weight")
         packed = module in stored.formats and name.endswith(".weight")
-        return stored.quantized(module) if packed else stored.tensor(name)
+        return stored.quantized(module, device) if packed else stored.tensor(name, device)
 
     return read

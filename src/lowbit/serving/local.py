@@ -1,6 +1,7 @@
 """local - one prompt or one conversation with a model on this machine, token by token.
 
-Idea      transformers' own `generate` over lowbit's packed layers; text is handed out as soon as it is whole characters.
+Idea      transformers' own `generate` over lowbit's packed layers; on a GPU, where the model can be captured, the loop of
+          serving/loop.py instead. Text is handed out as soon as it is whole characters.
           kv: a policy of lowbit.kvcache; each call of `stream` or `reply` starts an empty cache.
 """
 
@@ -14,6 +15,10 @@ from lowbit import kvcache
 from lowbit.core.errors import RequestError
 from lowbit.layers.loading import load
 from lowbit.pipeline.source import resolve, tokenizer_of
+from lowbit.serving import loop
+
+UNFINISHED = "\ufffd"
+"""What a decoded text ends with when bytes of its last character are missing."""
 
 
 class Local:
@@ -28,6 +33,7 @@ class Local:
         folder = resolve(model)
         self.tokenizer = tokenizer_of(folder)
         self.model = load(str(folder), device=device).eval()
+        self.loop = None if self.policy or loop.refusal(self.model) else loop.Loop(self.model)
         self.context = int(getattr(self.model.config, "max_position_embeddings", 1 << 30))
         torch.manual_seed(seed)
 
@@ -52,6 +58,9 @@ class Local:
             asked = f"{ids.shape[1]} prompt tokens and {tokens} new ones"
             raise RequestError(f"{asked}: the model's context holds {self.context}. Ask for fewer --tokens.")
         ids = ids.to(self.model.device)
+        if self.loop is not None:
+            yield from self._text(self.loop.tokens(ids, tokens, temperature))
+            return
         streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
         cache = kvcache.arguments(self.policy, self.model) if self.policy else {}
         sampling: dict[str, Any] = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
@@ -73,6 +82,21 @@ class Local:
             done.add_done_callback(lambda _: streamer.end())  # an error must end the stream too
             yield from streamer
             done.result()
+
+    def _text(self, tokens: Iterator[int]) -> Iterator[str]:
+        """Tokens as text, piece by piece; a piece waits for the rest of its last character."""
+        ids: list[int] = []
+        start = end = 0  # the piece that is told is decoded with the one before it: a tokenizer may put a space between them
+        for token in tokens:
+            ids.append(token)
+            before = self.tokenizer.decode(ids[start:end], skip_special_tokens=True)
+            found = self.tokenizer.decode(ids[start:], skip_special_tokens=True)
+            if not found.endswith(UNFINISHED):
+                yield found[len(before) :]
+                start, end = end, len(ids)
+        yield self.tokenizer.decode(ids[start:], skip_special_tokens=True)[
+            len(self.tokenizer.decode(ids[start:end], skip_special_tokens=True)) :
+        ]
 
 
 def generate(

@@ -15,13 +15,18 @@ from torch import Tensor
 
 from lowbit import formats
 from lowbit.formats import Grid
+from lowbit.formats._scalars import Scalars
 from lowbit.kernels.encoding import encode
+
+WHOLE = ("int", "ternary")
+"""Elements whose values are all the whole numbers between their ends."""
 
 
 class Codec(Protocol):
     """width: columns rounded together. height: rows whose values depend on each other (1 but for tiles).
 
     A codec of steps may also have round_in(x, start, metric [width, width]): as round, near by errors e metric eT.
+    A codec of single columns may have scalars(): the same rounding as data, or None.
     """
 
     @property
@@ -50,7 +55,7 @@ class _Scales:
 
     def __init__(self, grid: Grid) -> None:
         out, inputs = grid.shape
-        self._columns = grid.format.group[1] or inputs
+        self.columns = grid.format.group[1] or inputs
         self._rows = grid.format.group[0] or out
         self._out = out
         self.scale = self._by_group(grid.scale)
@@ -58,12 +63,16 @@ class _Scales:
 
     def _by_group(self, stored: Tensor) -> list[Tensor]:
         """[R, G] as one contiguous [out, 1] for each group of columns."""
+        return [column[:, None] for column in self.transposed(stored)]
+
+    def transposed(self, stored: Tensor) -> Tensor:
+        """[R, G] as [G, out], contiguous."""
         if self._rows > 1:
             stored = stored.repeat_interleave(self._rows, 0)[: self._out]
-        return [column[:, None] for column in stored.T.contiguous()]
+        return stored.T.contiguous()
 
     def group(self, start: int) -> int:
-        return start // self._columns
+        return start // self.columns
 
 
 class GridCodec:
@@ -73,9 +82,20 @@ class GridCodec:
     height = 1
 
     def __init__(self, grid: Grid) -> None:
+        self._grid = grid
         self._element = grid.format.dtype
         self._round = grid.format.dtype.round
         self._scales = _Scales(grid)
+
+    def scalars(self) -> Scalars:
+        scales, grid, element = self._scales, self._grid, self._element
+        zero = None if grid.zero is None else scales.transposed(grid.zero)
+        told = (scales.columns, scales.transposed(grid.scale), zero, element.minimum, element.maximum)
+        if element.name.startswith(WHOLE):
+            return Scalars(*told)
+        levels = element.decode(torch.arange(element.codes, dtype=torch.uint8, device=grid.scale.device))
+        levels = levels[torch.isfinite(levels)].unique()
+        return Scalars(*told, levels, lambda places: levels[places.long()])
 
     def round(self, x: Tensor, start: int) -> tuple[Tensor, Tensor]:
         group = self._scales.group(start)

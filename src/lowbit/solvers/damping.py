@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 FALLBACK = "weighted rtn on diag(H)"
 STEPS = (1.0, 2.0, 5.0, 10.0)
@@ -82,6 +83,18 @@ def factorise(moment: Tensor, columns: Tensor, damp: float, width: int = 1) -> F
         return Factor(columns, None, used, fallback)
     pivots = lower.diagonal().square()
     return Factor(columns, _unit(lower, width), used, fallback, pivots)
+
+
+_factors: WeakIdKeyDictionary = WeakIdKeyDictionary()
+"""By second moment, for as long as that lives: matrices that share their inputs share the factor."""
+
+
+def factor_of(moment: Tensor, order: str, damp: float, width: int = 1) -> Factor:
+    """The factor of H [in, in] in a rounding order, made once for each H. Nobody may change H afterwards."""
+    made: dict[tuple[str, float, int], Factor] = _factors.setdefault(moment, {})
+    if (order, damp, width) not in made:
+        made[order, damp, width] = factorise(moment, rounding_order(moment, order, width), damp, width)
+    return made[order, damp, width]
 
 
 def _unit(lower: Tensor, width: int) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lowbit.formats import Grid, shelf
+from lowbit.solvers import panels
 from lowbit.solvers.codec import Codec
 
 PANEL = 128
@@ -24,6 +25,9 @@ def sweep(weight: Tensor, moment: Tensor, codec: Codec, codes: Tensor, values: T
 
     weight [out, in], moment [in, in]; codes and values as `ldl.solve` gives them. Returns new ones.
     """
+    kernel = panels.kernel(weight, codec)
+    if kernel is not None:
+        return _by_panel(weight, moment, kernel, codes, values)
     inputs, width = weight.shape[1], codec.width
     per_step = codes.shape[1] * width // inputs
     codes, current = codes.T.contiguous(), values.T.contiguous()
@@ -49,6 +53,20 @@ def sweep(weight: Tensor, moment: Tensor, codec: Codec, codes: Tensor, values: T
             current[k:end] = value
         errors[a:b] -= moves
     return codes.T.contiguous(), current.T.contiguous()
+
+
+def _by_panel(weight: Tensor, moment: Tensor, kernel: panels.Kernel, codes: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """`sweep`, a panel of columns in one launch: a column's best value, current + pull / H_kk, falls by move * H_jk / H_kk."""
+    codes, current = torch.empty_like(weight.T, memory_format=torch.contiguous_format), values.T.contiguous()
+    errors, places = weight.T - current, torch.arange(weight.shape[1], device=weight.device)
+    for a in range(0, weight.shape[1], PANEL):
+        b = min(a + PANEL, weight.shape[1])
+        diagonal = moment.diagonal()[a:b]
+        wanted = torch.addcdiv(current[a:b], moment[a:b] @ errors, diagonal[:, None])
+        codes[a:b], value = kernel.round(current[a:b], wanted, moment[a:b, a:b] / diagonal, places[a:b], up=True)
+        errors[a:b] += current[a:b] - value
+        current[a:b] = value
+    return kernel.codes(codes.T.contiguous()), current.T.contiguous()
 
 
 def _gains(move: Tensor, pull: Tensor, block: Tensor, height: int) -> Tensor:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from lowbit import sides
+from lowbit.core.device import tensor_cores
 from lowbit.formats import Format, Grid, Parts, Quantized
 from lowbit.solvers import damping, descent, ldl
 from lowbit.solvers.codec import codec
@@ -104,18 +105,18 @@ def solve(
     moment = turned(format, around, moment)
     grid = fit(format.core, target.float(), moment)
     order = order if grid.format.step == (1, 1, 1) else "natural"
-    columns = damping.rounding_order(moment, order, grid.format.step[1])
-    factor = damping.factorise(moment, columns, damp, grid.format.step[1])
+    factor = damping.factor_of(moment, order, damp, grid.format.step[1])
     report["damp"] = factor.damp
     if factor.fallback:
         report["fallback"] = "; ".join(str(f) for f in (report.get("fallback"), factor.fallback) if f)
     if factor.lower is None or grid.format.step[0] > 1:
         sweeps = 0
     done, lost = [], 0.0
-    for rows, piece in _pieces(grid):
-        codes, found, error = rounded(target[rows], moment, factor, piece, sweeps, refit)
-        done.append((codes, found))
-        lost += ldl.loss(error, moment)
+    with tensor_cores(moment.device):
+        for rows, piece in _pieces(grid):
+            codes, found, error = rounded(target[rows], moment, factor, piece, sweeps, refit)
+            done.append((codes, found))
+            lost += ldl.loss(error, moment)
     codes, parts = joined(grid, done)
     report["error"] = lost / loss_of_nothing
     return Quantized(format, codes, parts | around, grid.shape, report)

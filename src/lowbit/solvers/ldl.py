@@ -14,6 +14,7 @@ Traps     The codec sees columns by their place in the matrix, whatever the orde
 import torch
 from torch import Tensor
 
+from lowbit.solvers import panels
 from lowbit.solvers.codec import Codec, round_all
 from lowbit.solvers.damping import Factor
 
@@ -27,12 +28,22 @@ def solve(weight: Tensor, factor: Factor, codec: Codec) -> tuple[Tensor, Tensor]
     """
     if factor.lower is None:
         return round_all(weight, codec)
-    width, lower = codec.width, factor.lower
     x = weight.T[factor.columns].contiguous()
+    kernel = panels.kernel(x, codec)
+    told = (x, factor.lower, factor.columns)
+    codes, values = _by_step(*told, codec) if kernel is None else _by_panel(*told, kernel)
+    result = torch.empty_like(weight)
+    result[:, factor.columns] = values.T
+    return codes, result
+
+
+def _by_step(x: Tensor, lower: Tensor, columns: Tensor, codec: Codec) -> tuple[Tensor, Tensor]:
+    """Codes, and values in the factor's order, of the transposed matrix x in that order."""
+    width = codec.width
     errors = torch.empty_like(x)
     values = torch.empty_like(x)
     codes: dict[int, Tensor] = {}
-    places = factor.columns[::width].tolist()
+    places = columns[::width].tolist()
     panel = max(PANEL // width, 1) * width
     for b in range(x.shape[0], 0, -panel):
         a = max(b - panel, 0)
@@ -44,9 +55,20 @@ def solve(weight: Tensor, factor: Factor, codec: Codec) -> tuple[Tensor, Tensor]
             codes[start], value = codec.round(step.T, start)
             values[k:end] = value.T
             torch.sub(x[k:end], values[k:end], out=errors[k:end])
-    result = torch.empty_like(weight)
-    result[:, factor.columns] = values.T
-    return torch.cat([codes[start] for start in sorted(codes)], 1), result
+    return torch.cat([codes[start] for start in sorted(codes)], 1), values
+
+
+def _by_panel(x: Tensor, lower: Tensor, columns: Tensor, kernel: panels.Kernel) -> tuple[Tensor, Tensor]:
+    """As `_by_step`, a panel of columns in one launch."""
+    errors, values = torch.empty_like(x), torch.empty_like(x)
+    codes = torch.empty_like(x)
+    for b in range(x.shape[0], 0, -PANEL):
+        a = max(b - PANEL, 0)
+        moved = torch.addmm(x[a:b], lower[b:, a:b].T, errors[b:])
+        found, values[a:b] = kernel.round(x[a:b], moved, lower[a:b, a:b], columns[a:b])
+        codes[columns[a:b]] = found
+        torch.sub(x[a:b], values[a:b], out=errors[a:b])
+    return kernel.codes(codes.T.contiguous()), values
 
 
 def loss(error: Tensor, moment: Tensor) -> float:

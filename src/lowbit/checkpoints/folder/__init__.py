@@ -99,10 +99,10 @@ class Folder:
         entry = self.entry(name)
         return entry.stop - entry.start
 
-    def tensor(self, name: str) -> Tensor:
-        """One tensor, read now, in memory of its own."""
+    def tensor(self, name: str, device: torch.device | None = None) -> Tensor:
+        """One tensor, read now, in memory of its own, on `device` (default: the CPU)."""
         entry = self.entry(name)
-        return self._home[name][0].read(name, entry)
+        return self._home[name][0].read(name, entry, device)
 
     @cached_property
     def settings(self) -> dict[str, Any]:

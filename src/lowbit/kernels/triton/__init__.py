@@ -22,23 +22,27 @@ def panel_refusal(weight: Tensor) -> str:
 
 
 def panel(
-    weight: Tensor, moved: Tensor, lower: Tensor, group: Tensor, scale: Tensor, zero: Tensor | None, low: float, high: float,
-    levels: Tensor | None = None,
+    base: Tensor, moved: Tensor, pull: Tensor, group: Tensor, scale: Tensor, zero: Tensor | None, low: float, high: float,
+    levels: Tensor | None = None, up: bool = False,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Codes (element values) and values [columns, out] of a panel of at most 128 columns, the last of them rounded first.
+    """Codes and values [columns, out] of a panel of at most 128 columns.
 
-    weight, moved float32 [columns, out]: the matrix, and the matrix with the feedback of all columns beyond the panel.
-    lower float32 [columns, columns]: the factor's diagonal block. group int32 [columns]: row of `scale` and `zero` [G, out] for
-    each column. low, high: ends of an integer element; levels: the sorted values of another element (ties go down).
+    base, moved float32 [columns, out]: what errors are counted from, and what is to be rounded before the panel's own errors
+    are known. pull float32 [columns, columns]: row k is what the error of column k adds to the others. The last column is
+    rounded first and moves those before it; `up`: the first is first and moves those after it. group int32 [columns]: row of
+    `scale` and `zero` [G, out] for each column. low, high: ends of an integer element, whose codes are its values; levels [K]
+    or [K, out]: the sorted values of another element, whose codes are places among them (ties go down).
     """
     from lowbit.kernels.triton import _panel
 
-    columns, out = weight.shape
-    codes, values = torch.empty_like(weight), torch.empty_like(weight)
-    options = {"num_warps": 2} if weight.is_cuda else {}
+    columns, out = base.shape
+    codes, values = torch.empty_like(base), torch.empty_like(base)
+    options = {"num_warps": 2} if base.is_cuda else {}
+    count = 0 if levels is None else len(levels)
     _panel.rounded[(-(-out // ROWS),)](
-        weight.contiguous(), moved.contiguous(), lower.contiguous(), group, scale, scale if zero is None else zero,
-        scale if levels is None else levels, codes, values, out, N=columns, P=1 << (columns - 1).bit_length(), BR=ROWS,
-        LOW=float(low), HIGH=float(high), ZERO=zero is not None, LEVELS=0 if levels is None else len(levels), **options,
+        base.contiguous(), moved.contiguous(), pull.contiguous(), group, scale, scale if zero is None else zero,
+        scale if levels is None else levels, codes, values, out, N=columns, P=1 << (columns - 1).bit_length(), BR=ROWS, UP=up,
+        LOW=float(low), HIGH=float(high), ZERO=zero is not None, LEVELS=count, DEPTH=max(count - 1, 0).bit_length(),
+        BY_ROW=levels is not None and levels.dim() == 2, **options,
     )  # fmt: skip
     return codes, values
