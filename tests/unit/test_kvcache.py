@@ -9,8 +9,9 @@ from transformers import DynamicCache
 
 from lowbit import kvcache
 from lowbit.core.errors import RequestError, ShapeError
+from lowbit.kernels import pages
 from lowbit.kernels.attention import Held
-from lowbit.kvcache import Half, Policy
+from lowbit.kvcache import Half, Policy, _rope
 from lowbit.kvcache._cache import PackedLayer
 from lowbit.serving.local import Local
 from lowbit.testing._tiny import tiny, tokens
@@ -156,6 +157,57 @@ def test_attention_never_decodes_the_whole(model, policy, monkeypatch):
     assert any(seen)
     assert torch.allclose(found[0], decoded[0], atol=2e-3)
     assert torch.allclose(found[1][1], decoded[1][1], atol=2e-3)  # what padding itself gives differs, and shares means
+
+
+ROPES = {
+    "llama": {"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0,
+                                  "high_freq_factor": 4.0, "original_max_position_embeddings": 64}},
+    "phi3": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+    "gemma3_text": {},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ROPES)
+def test_keys_go_back_before_rope_by_the_models_own_frequencies(name):
+    told = {"max_position_embeddings": 512, "num_hidden_layers": 6, "sliding_window": None} | ROPES[name]
+    model = tiny(name, **(told | {"sliding_window": 16} if name == "gemma3_text" else told))
+    buffers = {n: b for n, b in model.named_buffers() if n.endswith("inv_freq") and "original" not in n}
+    own = next(b for n, b in buffers.items() if "sliding" not in n)
+    assert torch.allclose(_rope.frequencies(model.config, "full_attention", ""), own, rtol=1e-6)
+    ids = tokens(length=130)
+    lossless = Policy("plain", Half("int8-row-floatzero", before=True), Half("int8-row-floatzero"), sinks=2, recent=16)
+    logits, cache = through(model, lossless, ids, 100, 1, 7)
+    whole = model(ids).logits
+    assert float((logits - whole).norm() / whole.norm()) < 0.02
+    stores = [layer.stores[0] for layer in cache.layers if isinstance(layer, PackedLayer)]
+    assert all(store.packed == 96 and store.constants["frequencies"].numel() == own.numel() for store in stores)
+    mask = torch.ones_like(ids)
+    mask[0, :9] = 0
+    padded, _ = through(model, lossless, ids, 100, 1, 7, mask=mask)
+    floats = model(ids, attention_mask=mask).logits
+    assert float((padded - floats)[0, 9:].norm() / floats[0, 9:].norm()) < 0.02
+
+
+def test_keys_before_rope_are_steadier():
+    """A channel at 6 before RoPE becomes a circle: by channel over 128 tokens it has its own range before, and none after."""
+    torch.manual_seed(0)
+    x, frequencies = torch.randn(1, 2, 512, 64) * 0.5, 10000.0 ** -(torch.arange(32) / 32)
+    x[..., :8] += 6
+    turned = pages.turn(x, frequencies, 0)
+    assert torch.allclose(pages.turn(turned, frequencies, 0, back=True), x, atol=1e-4)
+    error = {}
+    for before in (True, False):
+        half = Half("int2-g128-floatzero", "channel", before=before)
+        held = pages.encode(half, turned, 0, {"frequencies": frequencies})
+        back = pages.decode(half, held, 64, 0, {"frequencies": frequencies})
+        error[before] = float((back - turned)[..., :40].square().mean())
+    assert error[True] < error[False] / 3
+
+
+def test_models_without_fixed_rope_are_refused():
+    model = tiny("llama", sliding_window=None, rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0})
+    with pytest.raises(RequestError, match=r"kivi2-pre: llama has RoPE of type dynamic, which keys cannot be taken back from"):
+        kvcache.build("kivi2-pre", model.config)
 
 
 def test_batches_grow_and_shrink(model):

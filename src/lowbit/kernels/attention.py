@@ -14,7 +14,8 @@ and must equal the reference up to float rounding of q's dtype (lowbit.testing.a
 
 Held      The tokens of a row are `first` (floats), then pages, then `last` (floats), in this order; keys and values have the
           same number in each. `first` and `last` are [batch, heads, n, width], n may be 0; new tokens are the end of `last`.
-          lowbit.kernels.pages says how pages look; decoding them (lowbit.kernels.pages.decode) is the law.
+          lowbit.kernels.pages says how pages look; decoding them (lowbit.kernels.pages.decode) is the law. Tensors may be
+          slices along tokens or steps: take the strides of batch and heads from them.
 Paged     table None: pages are contiguous, [batch, heads, steps, ...]. Else they are a pool, [blocks, heads, steps of a block,
           ...], and row b's pages are blocks table[b] (int32 [batch, blocks of a row]) one after the other.
 counts    int32 [batch, 3]: how many tokens of first, pages and last row b really has, from the start of each; None: all. What

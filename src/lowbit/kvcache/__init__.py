@@ -6,6 +6,7 @@ A Policy is its text: `int4`, `int8-r64`, `int4-g32-k8`, `int4-centred-rot`, `ki
     word   := sN (the first N tokens stay floats: sinks) | rN (so do the last N or more: the recent window)
             | what the file takes: gN (numbers that share a scale) | kN (bits of keys) | rot (a Hadamard basis in each head)
             | centred (keys less the mean of 64 tokens in a row; centred32: of 32)
+            | pre (keys as they are before RoPE)
             | outN (the N greatest numbers of each token and head stay floats)
 
 Layers may differ: where a policy is taken, so is a list with one for each layer ("": as floats). config.json of a checkpoint

@@ -14,6 +14,8 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from lowbit.core.errors import RequestError
+from lowbit.kernels.pages import NONE, Constants
+from lowbit.kvcache import _rope
 from lowbit.kvcache._attention import lazy
 from lowbit.kvcache._policy import Policy
 from lowbit.kvcache._store import Store
@@ -22,9 +24,9 @@ from lowbit.kvcache._store import Store
 class PackedLayer(DynamicLayer):  # type: ignore[misc]
     """The keys and values of one decoder layer."""
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, constants: Constants = NONE) -> None:
         super().__init__()
-        self.policy = policy
+        self.policy, self.constants = policy, constants
         self.stores: tuple[Store, ...] = ()
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -34,17 +36,16 @@ class PackedLayer(DynamicLayer):  # type: ignore[misc]
         for half, states in halves:
             half.check(self.policy.text, states.shape[-1])
         sizes = self.policy.sinks, self.policy.recent, self.policy.page
-        self.stores = tuple(Store(half, *sizes, states) for half, states in halves)
+        here = {name: tensor.to(self.device) for name, tensor in self.constants.items()}
+        self.stores = tuple(Store(half, *sizes, states, here) for half, states in halves)
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Take new states [batch, heads, new, width]; gives those of all tokens, which are decoded where they are touched."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        keys, values = (lazy(s.held(x)) for s, x in zip(self.stores, (key_states, value_states), strict=True))
-        for store, states in zip(self.stores, (key_states, value_states), strict=True):
-            store.append(states)
-        return keys, values
+        keys, values = self.stores
+        return lazy(keys.take(key_states)), lazy(values.take(value_states))
 
     def get_seq_length(self) -> int:
         return len(self.stores[0]) if self.stores else 0
@@ -94,10 +95,9 @@ class PackedCache(Cache):  # type: ignore[misc]
     """
 
     def __init__(self, policies: Sequence[Policy | None], config: Any) -> None:
-        plain = DynamicCache(config=config).layers
         layers = [
-            PackedLayer(policy) if policy and type(layer) is DynamicLayer else layer
-            for policy, layer in zip(policies, plain, strict=True)
+            PackedLayer(policy, _constants(policy, config, index)) if policy and type(layer) is DynamicLayer else layer
+            for index, (policy, layer) in enumerate(zip(policies, DynamicCache(config=config).layers, strict=True))
         ]
         if not any(isinstance(layer, PackedLayer) for layer in layers):
             told = ", ".join(dict.fromkeys(str(policy) for policy in policies if policy))
@@ -109,3 +109,12 @@ class PackedCache(Cache):  # type: ignore[misc]
     def bytes(self) -> int:
         """Bytes that the packed layers hold."""
         return sum(layer.bytes for layer in self.layers if isinstance(layer, PackedLayer))
+
+
+def _constants(policy: Policy, config: Any, index: int) -> Constants:
+    """What layer `index` of a model needs beside its tokens. Raises RequestError."""
+    if not policy.keys.before:
+        return NONE
+    text = config.get_text_config(decoder=True)
+    kinds = getattr(text, "layer_types", None)
+    return {"frequencies": _rope.frequencies(text, kinds[index] if kinds else "full_attention", policy.text)}

@@ -16,7 +16,7 @@ PAGE = 32
 CENTRED = 64
 """Tokens that share a mean, where a policy gives no number."""
 COUNT = r"[1-9]\d*"
-WORDS = {"s": r"\d+", "r": r"\d+", "g": COUNT, "k": COUNT, "out": COUNT, "rot": "", "centred": f"({COUNT})?"}
+WORDS = {"s": r"\d+", "r": r"\d+", "g": COUNT, "k": COUNT, "out": COUNT, "rot": "", "pre": "", "centred": f"({COUNT})?"}
 """What follows the name of a word."""
 
 
@@ -54,7 +54,7 @@ def read(text: str, words: list[str], *own: str) -> dict[str, int]:
     for word in words:
         name = next((n for n in known if re.fullmatch(n + WORDS[n], word)), None)
         if name is None:
-            like = [n if n in {"rot", "centred"} else f"{n}32" for n in known]
+            like = [n if n in {"rot", "pre", "centred"} else f"{n}32" for n in known]
             raise RequestError(f"{text}: a KV policy of this kind has no word '{word}'. {nearest(word, like)}")
         found[name] = int(word.removeprefix(name) or CENTRED)
     return found

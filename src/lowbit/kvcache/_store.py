@@ -34,10 +34,17 @@ class Store:
     def __len__(self) -> int:
         return self.first.shape[2] + self.packed + self.last.shape[2]
 
-    def held(self, new: Tensor | None = None) -> Held:
-        """What is held, and new tokens behind it, as attention takes it; stays what it is when tokens are appended."""
-        last = self.last if new is None else torch.cat([self.last, new], 2)
-        return Held(self.half, self.first, self.pages, last, self.constants)
+    def held(self) -> Held:
+        """What is held, as attention takes it."""
+        return Held(self.half, self.first, self.pages, self.last, self.constants)
+
+    def take(self, x: Tensor) -> Held:
+        """Append new tokens [batch, heads, new, width]; gives what was held before and them, unrounded, behind it."""
+        first, last, steps = self.first, torch.cat([self.last, x], 2), self.packed // self.half.step
+        self.append(x)
+        # slices of the new pages, so that the old ones need not be kept until attention is done
+        pages = {name: page[:, :, :steps] for name, page in self.pages.items()} if steps else {}
+        return Held(self.half, first, pages, last, self.constants)
 
     def read(self) -> Tensor:
         """All tokens [batch, heads, tokens, width], decoded, in the dtype that they came in."""

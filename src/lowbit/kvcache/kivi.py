@@ -17,6 +17,6 @@ EXAMPLES = ("kivi2", "kivi4")
 
 def policy(text: str, number: str, words: list[str]) -> Policy:
     """See lowbit.kvcache."""
-    told = _policy.read(text, words, "g")
+    told = _policy.read(text, words, "g", "pre")
     format = f"int{_policy.bits(text, number, 2, 8)}-g{told.get('g', 32)}-floatzero"
-    return _policy.policy(text, Half(format, "channel"), Half(format), told, sinks=0)
+    return _policy.policy(text, Half(format, "channel", before="pre" in told), Half(format), told, sinks=0)

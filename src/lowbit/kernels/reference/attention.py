@@ -11,7 +11,7 @@ from lowbit.kernels import pages
 from lowbit.kernels.attention import Case, Held
 
 RANK = 0
-LONGEST = 1024
+LONGEST = 512
 TILE = 1 << 20
 NEVER = -1e30
 """A greatest score for queries that see nothing: their result is 0."""

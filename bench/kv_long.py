@@ -1,0 +1,135 @@
+"""kv_long - long use of a packed cache: the memory that 32768 tokens take, and a thousand tokens written greedily.
+
+    python bench/kv_long.py memory [POLICY ...] [--tokens=32768] [--layers=16] [--heads=8] [--width=64]
+    python bench/kv_long.py writing [POLICY ...] [--tokens=1000]
+
+memory: a process of its own for each policy, and one for bfloat16 in transformers' own cache. All layers take random keys and
+values, 512 tokens at a time, then attend from four tokens, one after the other, with 4 query heads for each of keys. The peak
+is that of the process above what it had with everything imported; freed tensors above 128 kB go back to the system. ratio:
+to bfloat16.
+writing: four prompts of the held-out text in one batch on lowbit-tiny in float32. distinct: share of different sequences of 4
+tokens among all of a text; stuck: the longest run at the end of a text that only repeats what stands one period before it.
+"""
+
+import ctypes
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from _rows import keep
+from torch import Tensor
+from transformers import DynamicCache, LlamaConfig
+
+from lowbit import kvcache
+from lowbit.core.device import M_MMAP_THRESHOLD, peak_memory
+from lowbit.kvcache._attention import attention
+from lowbit.layers.loading import load
+from lowbit.pipeline import text
+from lowbit.pipeline.source import tokenizer_of
+
+MODEL = Path(__file__).parent.parent / "models" / "lowbit-tiny"
+POLICIES = {"memory": ("bfloat16", "int4", "int4-centred-rot", "int8"), "writing": ("floats", "int4", "int4-centred-rot")}
+PIECE, QUERIES, NEW = 512, 4, 4
+PERIODS = 200
+SMALL = 1 << 17
+"""Bytes from which freed tensors go back to the system, in every process: holes between growing tensors are not counted."""
+
+
+class Layer:
+    """What transformers' attention asks of its module."""
+
+    num_key_value_groups, is_causal, training = QUERIES, True, False
+
+
+def fill(policy: str, tokens: int, layers: int, heads: int, width: int) -> dict[str, int]:
+    """Peak bytes above the start, and bytes held, of one cache."""
+    queries = QUERIES * heads
+    config = LlamaConfig(num_hidden_layers=layers, num_attention_heads=queries, num_key_value_heads=heads, head_dim=width)
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, SMALL)
+    own = policy == "bfloat16"
+
+    def step(cache: Any, new: int) -> None:
+        for layer in range(layers):
+            x = torch.randn(1, heads, new, width).bfloat16()
+            keys, values = cache.update(x, x, layer)
+            if new == 1:
+                attention(Layer(), torch.randn(1, queries, 1, width).bfloat16(), keys, values, None)
+            del keys, values, x
+
+    small = DynamicCache(config=config) if own else kvcache.build(policy, config)
+    step(small, PIECE)
+    step(small, 1)  # imports, tables and buffers of libraries
+    del small
+    start = peak_memory()
+    cache = DynamicCache(config=config) if own else kvcache.build(policy, config)
+    for new in [PIECE] * (tokens // PIECE) + [1] * NEW:
+        step(cache, new)
+    held = sum(2 * layer.keys.nbytes for layer in cache.layers) if own else cache.bytes
+    return {"peak": peak_memory() - start, "held": held}
+
+
+def memory(policies: list[str], options: dict[str, str]) -> None:
+    sizes = {name: int(options.get(name, default)) for name, default in _SIZES.items()}
+    floats = 0
+    for policy in policies:
+        command = [sys.executable, __file__, "fill", policy, json.dumps(sizes)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        found = json.loads(done.stdout)
+        floats = found["peak"] if policy == "bfloat16" else floats
+        ratio = round(found["peak"] / floats, 4) if floats else None
+        keep("kv_memory", policy=policy, **sizes, peak_bytes=found["peak"], held_bytes=found["held"], ratio=ratio)
+
+
+_SIZES = {"tokens": 32768, "layers": 16, "heads": 8, "width": 64}
+
+
+def distinct(ids: list[int]) -> float:
+    """Share of different sequences of 4 tokens."""
+    found = list(zip(*(ids[i:] for i in range(4)), strict=False))
+    return len(set(found)) / len(found)
+
+
+def stuck(ids: list[int]) -> int:
+    """Tokens at the end that repeat those one period before, for the period that gives the most."""
+
+    def run(period: int) -> int:
+        pairs = zip(reversed(ids), reversed(ids[:-period]), strict=False)
+        return next((n for n, (a, b) in enumerate(pairs) if a != b), len(ids) - period)
+
+    return max(run(period) for period in range(1, PERIODS))
+
+
+def writing(policies: list[str], options: dict[str, str]) -> None:
+    count = int(options.get("tokens", 1000))
+    prompts = text.windows("bundled", text.read("bundled", "evaluation"), tokenizer_of(MODEL), 64, 4).tokens
+    model = load(MODEL, dtype=torch.float32)
+    first: Tensor | None = None
+    for policy in policies:
+        given = {} if policy == "floats" else kvcache.arguments(policy, model)
+        with torch.no_grad():
+            ids = model.generate(prompts, max_new_tokens=count, do_sample=False, eos_token_id=None, pad_token_id=1, **given)
+        written = ids[:, prompts.shape[1] :]
+        first = written if first is None else first
+        same = [int((a != b).nonzero()[0]) if bool((a != b).any()) else count for a, b in zip(written, first, strict=True)]
+        rows = written.tolist()
+        keep(
+            "kv_writing", policy=policy, tokens=count, distinct=[round(distinct(row), 3) for row in rows],
+            stuck=[stuck(row) for row in rows], same_as_first_policy=same,
+        )  # fmt: skip
+
+
+def main() -> None:
+    kind, *rest = sys.argv[1:]
+    if kind == "fill":
+        print(json.dumps(fill(rest[0], **json.loads(rest[1]))))
+        return
+    options = dict(a.removeprefix("--").split("=", 1) for a in rest if a.startswith("--"))
+    policies = [a for a in rest if not a.startswith("--")] or list(POLICIES[kind])
+    {"memory": memory, "writing": writing}[kind](policies, options)
+
+
+if __name__ == "__main__":
+    main()
