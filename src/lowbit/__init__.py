@@ -16,7 +16,7 @@ from lowbit.layers import transformers_plugin
 if TYPE_CHECKING:
     from lowbit.layers.loading import load
     from lowbit.recipe import Recipe
-    from lowbit.verbs import chat, compare, evaluate, generate, inspect, quantize
+    from lowbit.verbs import chat, compare, diagnose, evaluate, generate, inspect, quantize
 
 __version__ = "0.1.0"
 
@@ -24,6 +24,7 @@ _HOMES = {
     "Recipe": "lowbit.recipe",
     "chat": "lowbit.verbs",
     "compare": "lowbit.verbs",
+    "diagnose": "lowbit.verbs",
     "evaluate": "lowbit.verbs",
     "generate": "lowbit.verbs",
     "inspect": "lowbit.verbs",
@@ -31,7 +32,7 @@ _HOMES = {
     "quantize": "lowbit.verbs",
 }
 
-__all__ = ["Recipe", "__version__", "chat", "compare", "evaluate", "generate", "inspect", "load", "quantize"]
+__all__ = ["Recipe", "__version__", "chat", "compare", "diagnose", "evaluate", "generate", "inspect", "load", "quantize"]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,6 +2,7 @@
 
 quantize   model folder + sentence + text -> packed checkpoint with its model card
 evaluate   model -> perplexity, KL divergence from the original, top-1 agreement
+diagnose   model -> outliers, what quantizing each part costs, a recipe; table, pictures, page
 compare    original + sentences -> table, pictures, page
 generate   model + prompt -> text        chat    the same, turn by turn
 inspect    folder -> what is stored, layer by layer, and which kernel will run it
@@ -93,6 +94,32 @@ def compare(
     drawn = pictures.write(result, folder)
     (folder / "report.html").write_text(page.render(result, drawn), encoding="utf-8")
     (folder / "table.md").write_text(table.markdown(result), encoding="utf-8")
+    return result
+
+
+def diagnose(
+    model: str,
+    *,
+    out: str | None = None,
+    text: str = "bundled",
+    windows: int | None = None,
+    length: int | None = None,
+    device: str | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Ranges and outliers of a model, what quantizing each part alone costs, and a recipe with its reasons.
+
+    Pictures and a page go to the folder `out` (default: the model's name with -diagnosis); see lowbit.evaluation.diagnosis.
+    """
+    from lowbit.evaluation import diagnosis
+    from lowbit.report import diagnosis as page
+    from lowbit.report import portrait
+
+    result = diagnosis.diagnose(model, text, windows, length, device, progress or Silent())
+    folder = Path(out or f"{Path(model).name}-diagnosis")
+    folder.mkdir(parents=True, exist_ok=True)
+    result["folder"] = str(folder)
+    (folder / "report.html").write_text(page.render(result, portrait.write(result, folder)), encoding="utf-8")
     return result
 
 

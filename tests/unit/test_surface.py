@@ -14,11 +14,12 @@ import lowbit
 from lowbit.cli.main import commands, shelf
 from lowbit.core import errors
 
-NAMES = ["Recipe", "__version__", "chat", "compare", "evaluate", "generate", "inspect", "load", "quantize"]
+NAMES = ["Recipe", "__version__", "chat", "compare", "diagnose", "evaluate", "generate", "inspect", "load", "quantize"]
 
 COMMANDS = {
     "chat": "model tokens temperature seed kv device json",
     "compare": "original recipes out text windows calibration samples length seed device json",
+    "diagnose": "model out text windows length device json",
     "evaluate": "model against text windows length device json",
     "generate": "model prompt tokens temperature seed kv device json",
     "inspect": "model device json",
@@ -62,7 +63,7 @@ def test_commands_and_options() -> None:
     assert found == COMMANDS
 
 
-@pytest.mark.parametrize("name", ["compare", "evaluate", "generate", "inspect", "quantize"])
+@pytest.mark.parametrize("name", ["compare", "diagnose", "evaluate", "generate", "inspect", "quantize"])
 def test_a_verb_has_the_words_of_its_command(name: str) -> None:
     verb = inspect.signature(getattr(importlib.import_module("lowbit.verbs"), name)).parameters
     command = inspect.signature(shelf.get(commands()[name]).command).parameters

@@ -94,7 +94,7 @@ def divergence(result: Mapping[str, Any]) -> Figure:
         _curves(panel, rows, text)
     panels[0].set_ylabel("KL divergence from the original,\nthousandths of a nat per token")
     for panel in panels:
-        _log_ticks(panel)
+        log_ticks(panel)
     figure.draw_without_rendering()
     for panel, text in zip(panels, texts, strict=True):
         _labels(panel, rows, text)
@@ -137,7 +137,7 @@ def _curves(panel: Axes, rows: Rows, text: str) -> None:
     panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def _log_ticks(panel: Axes) -> None:
+def log_ticks(panel: Axes) -> None:
     """Plain numbers on a logarithmic axis: 1, 2, 5, 10, ... or tens alone where the range is wide."""
     low, high = panel.get_ylim()
     subs = (1.0, 2.0, 3.0, 5.0) if high / low < 30 else (1.0, 2.0, 5.0) if high / low < 300 else (1.0,)
@@ -221,7 +221,7 @@ def errors(result: Mapping[str, Any]) -> Figure:
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.tick_params(labelleft=place % columns == 0, labelbottom=place + columns >= len(kinds))
     for panel in panels[: len(kinds)]:
-        _log_ticks(panel)
+        log_ticks(panel)
     for panel in panels[len(kinds) :]:
         panel.set_axis_off()
     handles = {h.get_label(): h for panel in panels[: len(kinds)] for h in panel.get_lines()}

@@ -63,7 +63,7 @@ def cost(row: Row, original: bool) -> tuple[str, str]:
     return ("–", "–") if original else (f"{row['seconds']:.0f}", size(row["peak_memory"]))
 
 
-def _table(*columns: str, left: int = 1, **options: Any) -> Table:
+def blank(*columns: str, left: int = 1, **options: Any) -> Table:
     """An empty table; all columns but the first `left` hold numbers."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left", title_style="bold", **options)
     for number, column in enumerate(columns):
@@ -76,12 +76,12 @@ def comparison(result: Row) -> list[Table | str]:
     rows = result["rows"]
     found: list[Table | str] = []
     for text, summary in rows[0]["texts"].items():
-        table = _table("recipe", "bits", *QUALITY, title=f"{text} ({summary['windows']} windows)")
+        table = blank("recipe", "bits", *QUALITY, title=f"{text} ({summary['windows']} windows)")
         for row in rows:
             first = row is rows[0]
             table.add_row(row["recipe"], bits(row), *quality(row["texts"][text], first), end_section=first)
         found.append(table)
-    costs = _table("recipe", "bits", "on disk", *COST, title="cost")
+    costs = blank("recipe", "bits", "on disk", *COST, title="cost")
     for row in rows:
         first = row is rows[0]
         costs.add_row(row["recipe"], bits(row), size(row["bytes"]), *cost(row, first), end_section=first)
@@ -110,7 +110,7 @@ def grid(head: Sequence[str], lines: Iterable[Sequence[str]], left: int = 1) -> 
 
 def evaluation(result: Row) -> Table:
     """The figures of one model, a row for each text."""
-    table = _table("text", "windows", *QUALITY, title=f"{result['model']}: {bits(result)} bits per weight")
+    table = blank("text", "windows", *QUALITY, title=f"{result['model']}: {bits(result)} bits per weight")
     for text, summary in result["texts"].items():
         table.add_row(text, str(summary["windows"]), *quality(summary))
     return table
@@ -121,7 +121,7 @@ def layers(rows: Iterable[Row]) -> Table:
     known = [dict(row) for row in rows]
     wanted = [c for c in ("format", "method", "kernel", "bits", "bytes", "error") if any(c in row for row in known)]
     texts = [c for c in wanted if c in {"format", "method", "kernel"}]
-    table = _table("layer", *wanted, left=1 + len(texts))
+    table = blank("layer", *wanted, left=1 + len(texts))
     forms = {"bits": "{:.3f}".format, "bytes": size, "error": "{:.4f}".format}
     for row in known:
         table.add_row(row["name"], *("" if row.get(c) is None else forms.get(c, str)(row[c]) for c in wanted))
@@ -149,7 +149,7 @@ def result(told: Row) -> Table:
 def rows(found: Sequence[Row]) -> Table:
     """Any list of rows with the same keys."""
     columns = list(found[0]) if found else []
-    table = _table(*columns, left=len(columns))
+    table = blank(*columns, left=len(columns))
     for row in found:
         table.add_row(*("yes" if row.get(c) is True else "no" if row.get(c) is False else str(row.get(c, "")) for c in columns))
     return table
