@@ -32,4 +32,4 @@ def frequencies(config: Any, kind: str, policy: str) -> Tensor:
         return found
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     turned = int(width * told.get("partial_rotary_factor", 1.0))
-    return 1.0 / told["rope_theta"] ** (torch.arange(0, turned, 2, dtype=torch.float32) / turned)
+    return float(told["rope_theta"]) ** -(torch.arange(0, turned, 2, dtype=torch.float32) / turned)

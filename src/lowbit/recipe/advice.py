@@ -3,8 +3,8 @@
 In / Out  layers and losses as lowbit.evaluation finds them, the model's linears -> {"sentence", "reasons", "others"}.
 Idea      Plain rules over measured losses, in shares of what 4-bit weights cost by rounding to nearest: what costs less than a
           tenth of it is free beside it. Weights: 4 bits by a solver with feedback; the kind of layers that loses most of it
-          gets 8 where 4 bits cost too much. Cache: the fewest bits that are free. Another recipe for integer products (8-bit weights
-          and inputs), with a transform before it where channels of the inputs stand out.
+          gets 8 where 4 bits cost too much. Cache: the fewest bits that are free. Another recipe for integer products (8-bit
+          weights and inputs), with a transform before it where channels of the inputs stand out.
 Traps     A recommendation to begin with, not the best recipe: `lowbit compare` measures it beside others.
 """
 

@@ -119,7 +119,7 @@ def heat(rows: Rows, name: str, across: str) -> Figure:
         bar = figure.colorbar(drawn, ax=panels, fraction=0.03, pad=0.015, ticks=[1, 2, 4, 8, 16, 32, 64])
         bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         bar.ax.minorticks_off()
-        bar.outline.set_edgecolor(SOFT)  # type: ignore[operator]
+        bar.outline.set_edgecolor(SOFT)
         bar.set_label("size in medians", fontsize=9)
     figure.supxlabel(across, fontsize=10)
     figure.supylabel("decoder block", fontsize=10)
