@@ -1,4 +1,4 @@
-"""diagnose - Show a model's outliers, what quantizing each part costs, and a recipe."""
+"""diagnose - Show outliers, what quantizing each part costs, and a recipe."""
 
 from typing import Annotated
 
