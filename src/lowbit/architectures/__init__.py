@@ -6,6 +6,7 @@ Contract of a file: `ARCHITECTURE: Architecture`; its tests need no more, `lowbi
 A model_type without a file is mapped from its module tree (_discover.py): blocks, stages, but no folds.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,3 +76,11 @@ def find(config: Any) -> Architecture:
     from lowbit.architectures import _discover
 
     return _discover.of_config(config)
+
+
+def shares(names: Sequence[str]) -> dict[str, list[str]]:
+    """The linears of a stage by the one whose input they share: all of it, or those of one expert."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(name.rpartition(".")[0] if ".experts." in name else "", []).append(name)
+    return {members[0]: members for members in groups.values()}

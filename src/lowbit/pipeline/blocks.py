@@ -13,19 +13,19 @@ import copy
 import fnmatch
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lowbit.architectures import Architecture, _discover
+from lowbit.architectures import Architecture, _discover, shares
 from lowbit.core.errors import CheckpointError
 from lowbit.formats import Parts, Quantized
 from lowbit.kernels.activation import Activation
 from lowbit.methods import Block, name_of
 from lowbit.pipeline import activations, online, tuned
-from lowbit.pipeline.online import shares
 from lowbit.pipeline.progress import Progress
 from lowbit.pipeline.stream import Paused, first
 from lowbit.recipe.plan import Target
@@ -100,7 +100,8 @@ def run(job: Job) -> Done:
     for transform, names in transforms:
         block = _block(job, stages, names)
         stats = _collect(job, stages, tuple(transform.needs))
-        transform.rewrite(block, stats)
+        with tuned.repeatable(job.batches[0].device) if hasattr(transform, "steps") and job.batches else nullcontext():
+            transform.rewrite(block, stats)
         parts |= block.parts
     _settle(job)
     ahead = online.prepare(job.module, {name: target.format for name, target in job.targets.items()}, parts, stages)

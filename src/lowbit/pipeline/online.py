@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lowbit import sides
+from lowbit.architectures import shares
 from lowbit.core.errors import RecipeError
 from lowbit.formats import Format, Parts, Quantized
 
@@ -48,14 +49,6 @@ def _check(formats: Mapping[str, Format], stages: Sequence[Sequence[str]]) -> No
             if len(words) > 1:
                 told = " and ".join(f"{name} {formats[name]}" for name in words.values())
                 raise RecipeError(f"{told} share their inputs, but not what is done to them before rounding. Use the same.")
-
-
-def shares(names: Sequence[str]) -> dict[str, list[str]]:
-    """The linears of a stage by the one whose input they share: all of it, or those of one expert."""
-    groups: dict[str, list[str]] = {}
-    for name in names:
-        groups.setdefault(name.rpartition(".")[0] if ".experts." in name else "", []).append(name)
-    return {members[0]: members for members in groups.values()}
 
 
 def whole(quantized: Quantized, ahead: tuple[Format, Parts]) -> Quantized:

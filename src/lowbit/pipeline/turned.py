@@ -18,7 +18,7 @@ from lowbit.formats import Parts
 from lowbit.layers import replacing
 from lowbit.layers.loading import load
 from lowbit.methods import Study, name_of
-from lowbit.pipeline import activations, online
+from lowbit.pipeline import activations, online, tuned
 from lowbit.pipeline.progress import Progress
 from lowbit.pipeline.source import Source
 from lowbit.recipe.plan import Plan
@@ -62,7 +62,8 @@ def make(
         if hasattr(method, "study") and not kept.exists():
             if tokens is None:
                 raise CalibrationError(f"{name_of(method)} learns on text, and there is none. Give a calibration text.")  # type: ignore[arg-type]
-            found = method.study(study(source, plan, tokens, device, progress))
+            with tuned.repeatable(device):
+                found = method.study(study(source, plan, tokens, device, progress))
             checkpoints.write_shard(kept, {name: t.contiguous().cpu() for name, t in found.items()})
         learned: dict[str, Tensor] = {}
         if kept.exists():

@@ -10,18 +10,14 @@ Figures   16 (a^2 + b^2) bits a width: 0.016 bits a weight of 4096 x 4096. The l
 Traps     A width with a large prime factor has a large a: above LARGEST it is refused.
 """
 
-import functools
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from lowbit.core.errors import RequestError
-from lowbit.sides import Parts
+from lowbit.sides import Parts, _kronecker
 
-SEED = 0x9E1
 LARGEST = 1024
 
 
@@ -32,76 +28,45 @@ class Kronecker:
     parts = ("input_left", "input_right", "output_left", "output_right")
 
     def bits(self, shape: tuple[int, int]) -> int:
-        return 16 * sum(size * size for n in shape for size in _sizes(n))
+        return 16 * sum(size * size for n in shape for size in _kronecker.sizes(n))
 
     def fits(self, shape: tuple[int, int]) -> str:
-        large = [n for n in shape if _sizes(n)[0] > LARGEST]
-        return f"{large[0]} is {' x '.join(map(str, _sizes(large[0])))}, factors up to {LARGEST} only" if large else ""
+        large = [n for n in shape if _kronecker.sizes(n)[0] > LARGEST]
+        factors = " x ".join(map(str, _kronecker.sizes(large[0]))) if large else ""
+        return f"{large[0]} is {factors}, factors up to {LARGEST} only" if large else ""
 
     def fit(self, weight: Tensor) -> Parts:
         out, inputs = weight.shape
-        drawn = [*_factors(inputs, 0), *_factors(out, 1)]
+        drawn = [*_kronecker.factors(inputs, 0), *_kronecker.factors(out, 1)]
         return {name: factor.to(weight.device) for name, factor in zip(self.parts, drawn, strict=True)}
 
     def into(self, weight: Tensor, parts: Parts) -> Tensor:
-        left, right = (_inverse(parts[f"output_{side}"]) for side in ("left", "right"))
-        plain = _turn(weight.float().T.contiguous(), left, right).T.contiguous()
-        left, right = (_inverse(parts[f"input_{side}"]) for side in ("left", "right"))
-        return _turn(plain, left.T, right.T)
+        left, right = (_kronecker.inverse(parts[f"output_{side}"]) for side in ("left", "right"))
+        plain = _kronecker.turn(weight.float().T.contiguous(), left, right).T.contiguous()
+        left, right = (_kronecker.inverse(parts[f"input_{side}"]) for side in ("left", "right"))
+        return _kronecker.turn(plain, left.T, right.T)
 
     def decode(self, values: Tensor, parts: Parts) -> Tensor:
         left, right = (parts[f"input_{side}"].to(values.dtype) for side in ("left", "right"))
-        plain = _turn(values, left.T, right.T)
+        plain = _kronecker.turn(values, left.T, right.T)
         left, right = (parts[f"output_{side}"].to(values.dtype) for side in ("left", "right"))
-        return _turn(plain.T.contiguous(), left, right).T.contiguous()
+        return _kronecker.turn(plain.T.contiguous(), left, right).T.contiguous()
 
     def moment(self, moment: Tensor, parts: Parts) -> Tensor:
         return self.before(self.before(moment, parts).T.contiguous(), parts)
 
     def before(self, x: Tensor, parts: Parts) -> Tensor:
-        return _turn(x, parts["input_left"].to(x.dtype), parts["input_right"].to(x.dtype))
+        return _kronecker.turn(x, parts["input_left"].to(x.dtype), parts["input_right"].to(x.dtype))
 
     def within(self, x: Tensor, parts: Parts, inner: Callable[[Tensor], Tensor]) -> Tensor:
-        left, right = (_inverse(parts[f"input_{side}"]).to(x.dtype) for side in ("left", "right"))
-        return _turn(inner(self.before(x, parts)), left, right)
+        left, right = (_kronecker.inverse(parts[f"input_{side}"]).to(x.dtype) for side in ("left", "right"))
+        return _kronecker.turn(inner(self.before(x, parts)), left, right)
 
     def after(self, y: Tensor, x: Tensor, parts: Parts) -> Tensor:
-        return _turn(y, parts["output_left"].to(y.dtype), parts["output_right"].to(y.dtype))
+        return _kronecker.turn(y, parts["output_left"].to(y.dtype), parts["output_right"].to(y.dtype))
 
 
 def side(number: str) -> Kronecker:
     if number:
         raise RequestError(f"kron{number}: its sizes follow from the matrix. Use kron.")
     return Kronecker()
-
-
-def _turn(x: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """(left x right) applied to every row of x [rows, a b]."""
-    cube = x.reshape(-1, left.shape[0], right.shape[0])
-    return (left @ cube @ right.T).reshape(x.shape)
-
-
-def _sizes(n: int) -> tuple[int, int]:
-    """n = a b, a the smallest possible that is not below b."""
-    b = next(d for d in range(math.isqrt(n), 0, -1) if n % d == 0)
-    return n // b, b
-
-
-@functools.cache
-def _factors(n: int, stream: int) -> tuple[Tensor, Tensor]:
-    """Two orthogonal matrices, the same for every matrix of this width."""
-    generator = torch.Generator().manual_seed(SEED + 2 * n + stream)
-    a, b = (_orthogonal(size, generator) for size in _sizes(n))
-    return a, b
-
-
-def _orthogonal(n: int, generator: torch.Generator) -> Tensor:
-    """An orthogonal matrix [n, n] drawn alike from all, float16."""
-    q, r = torch.linalg.qr(torch.randn(n, n, generator=generator, dtype=torch.float64))
-    drawn: Tensor = q * r.diagonal().sign()
-    return drawn.half().contiguous()  # as it comes back from a file: products of other strides differ in the last bit
-
-
-def _inverse(factor: Tensor) -> Tensor:
-    found: Tensor = torch.linalg.inv(factor.double())
-    return found.float()

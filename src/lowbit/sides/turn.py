@@ -10,6 +10,7 @@ Traps     Rounded inputs (act) are those behind it, which is what it is for; `ha
           A massive token stays one: no basis of channels helps against outliers of tokens.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -53,6 +54,9 @@ class Turn:
 
     def before(self, x: Tensor, parts: Parts) -> Tensor:
         return _hadamard.apply(x, self._block(x.shape[-1]))
+
+    def within(self, x: Tensor, parts: Parts, inner: Callable[[Tensor], Tensor]) -> Tensor:
+        return _hadamard.apply(inner(self.before(x, parts)), self._block(x.shape[-1]), back=True)
 
     def after(self, y: Tensor, x: Tensor, parts: Parts) -> Tensor:
         return y
