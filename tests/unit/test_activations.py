@@ -21,6 +21,7 @@ from lowbit.methods.smoothquant import SmoothQuant
 from lowbit.pipeline import activations
 from lowbit.pipeline.stream import Paused
 from lowbit.recipe.plan import Plan
+from lowbit.solvers import columns, grid, observers
 from lowbit.statistics import Collecting, Stats
 from tests.unit.test_quantize import SMALL, KillAfter, Killed, digest
 
@@ -73,6 +74,11 @@ def test_the_plan_knows_how_inputs_are_rounded() -> None:
         "rtn(int8-row) + act(int8-g64)": (ShapeError, "group 64 does not divide 96"),
         "rtn(int8-row) + act(int8-token-asym)": (FormatError, "grid around 0"),
         "rtn(int8-row) + act(int8-token, clip=1.5)": (FormatError, "share of max"),
+        "rtn(int8-row) + act(int8-token, static=true)": (FormatError, "found in each token"),
+        "rtn(int8-row) + act(int8-tensor, observer=average)": (FormatError, "looks at a calibration text"),
+        "rtn(int8-row) + act(int8-g32, static=true, observer=mse)": (FormatError, "Use minmax for groups"),
+        "rtn(int8-row) + act(int8-tensor, beyond=6)": (FormatError, "out of a token's scale"),
+        "quik(int4-row-keep16) + act(int8-tensor, static=true)": (RecipeError, "stored scale is found before keep16"),
     }
     for sentence, (kind, words) in refusals.items():
         with pytest.raises(kind, match=words):
@@ -182,6 +188,8 @@ def test_a_layer_with_rounded_inputs_gives_gradients() -> None:
         ("rtn(int8-row) + act(int8-g32, static=true)", "lowbit"),
         ("rtn(int8-row) + act(int8-token, beyond=2)", "lowbit"),
         ("rtn(int4-g128-rank4-had) + act(int4-token)", "lowbit"),
+        ("quik(int4-row-keep16) + act(int4-token)", "lowbit"),
+        ("atom(int4-g128-byte16)@attn + rptq(int4-g32-order)@mlp + act(int4-g32)", "lowbit"),
     ],
 )
 def test_files_say_it_and_transformers_computes_the_same(tiny_llama: Path, tmp_path: Path, recipe: str, method: str) -> None:
@@ -327,3 +335,85 @@ def test_smoothquant_scales_are_those_of_the_paper() -> None:
     before = module[1].weight.clone()
     SmoothQuant(alpha=0.75).rewrite(block, {"1": Stats(1, {"max_magnitude": x})})
     torch.testing.assert_close(module[1].weight, before * scales, rtol=5e-3, atol=0)  # a norm's scale is exact in 8 bits
+
+
+def test_observers_find_the_ranges_that_they_are_named_after() -> None:
+    torch.manual_seed(1)
+    x = torch.randn(4000, 64)
+    x[0, 0] = 40.0  # a first token far out
+    collecting = Collecting(("magnitudes",), 64, torch.device("cpu"))
+    for part in x.split(300):
+        collecting.add(part)
+    stats = collecting.stats()
+    found = {
+        name: observers.scaled(acting.Activation(formats.parse("int4-tensor"), static=True, observer=name), stats).scale[0]
+        * 7.5
+        for name in acting.OBSERVERS
+    }
+    peaks = [float(part.abs().max()) for part in x.split(512)]
+    moving = peaks[0]
+    for peak in peaks[1:]:
+        moving += 0.01 * (peak - moving)
+    assert abs(found["minmax"] - 40.0) < 1e-4 and abs(found["average"] - moving) < 1e-4
+    assert abs(found["percentile"] - float(x.abs().flatten().sort().values[int(0.9999 * x.numel())])) < 0.04
+    shares = [(1 - i / 100) * 40 for i in range(80)]
+    losses = [
+        float(
+            (acting.fake(x, acting.Activation(formats.parse("int4-tensor"), static=True), torch.tensor([p / 7.5])) - x)
+            .abs()
+            .pow(2.4)
+            .sum()
+        )
+        for p in shares
+    ]
+    assert abs(found["mse"] - shares[losses.index(min(losses))]) < 0.81  # the histogram's bins are 0.8 % wide
+    half = observers.scaled(acting.Activation(formats.parse("int4-tensor"), 0.5, static=True), stats).scale[0] * 7.5
+    assert abs(half - 20.0) < 1e-4
+
+
+def test_found_scales_by_least_error() -> None:
+    x = torch.randn(64, 256)
+    for text, share in (("nvfp4", 0.90), ("mxfp4", 1.0), ("int4-g128", 0.9)):
+        errors = [
+            float((acting.fake(x, acting.parse(t), torch.tensor([448.0])) - x).square().mean()) for t in (text, f"{text}-mse")
+        ]
+        assert errors[1] < share * errors[0]
+    assert abs(errors_of("nvfp4-mse") - 0.0076) < 3e-4 and abs(errors_of("nvfp4") - 0.0091) < 3e-4
+
+
+def errors_of(text: str) -> float:
+    """Mean squared error on N(0,1)."""
+    x = torch.randn(1024, 1024)
+    return float((acting.fake(x, acting.parse(text), 256 * 6 / x.abs().max().reshape(1)) - x).square().mean())
+
+
+@torch.no_grad()
+def test_columns_beyond_a_bound_stay_floats() -> None:
+    x = torch.randn(4, 10, 64)
+    x[..., 5] *= 40
+    weight = torch.randn(32, 64)
+    quantized = formats.parse("int8-row").fit(weight, search=False).quantize(weight)
+    layer = QuantizedLinear.from_quantized(quantized)
+    off = {}
+    for text in ("int8-token", "int8-token-beyond6"):
+        layer.unprepare().activation = acting.parse(text)
+        wanted = x @ quantized.decode().t()
+        off[text] = float((layer.prepare()(x) - wanted).norm() / wanted.norm())
+        assert layer.kernel == INT8
+        torch.testing.assert_close(layer(x), acting.fake(x, acting.parse(text)) @ quantized.decode().t(), rtol=1e-4, atol=1e-4)
+    assert off["int8-token-beyond6"] < 0.1 * off["int8-token"]
+
+
+def test_kept_columns_make_up_for_the_rest() -> None:
+    """No choice of the kept columns is better: their gradient of tr(E H ET) is 0; the grid is solved against what is left."""
+    torch.manual_seed(2)
+    root, weight, chosen = torch.randn(96, 96), torch.randn(24, 96), torch.arange(3, 96, 9)
+    given = grid.problem(root @ root.T / 96, 10**6)
+    inner, kept = columns.solve(weight, given, formats.parse("int3-g32"), chosen, damp=1e-9)
+    whole = inner.decode().index_copy(1, chosen, kept)
+    slope = (weight - whole) @ given.moment
+    assert float(slope[:, chosen].abs().max()) < 1e-3 * float(slope.abs().max())
+    free = weight.clone().index_copy(1, chosen, weight[:, chosen])
+    plain = grid.solve(free, given, formats.parse("int3-g32")).decode().index_copy(1, chosen, weight[:, chosen])
+    loss = [float(((weight - w) @ given.moment * (weight - w)).sum()) for w in (whole, plain)]
+    assert loss[0] < loss[1]

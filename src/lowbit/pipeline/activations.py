@@ -32,7 +32,7 @@ def attach(
     for name, activation in activations.items():
         linear: Any = module.get_submodule(name)
         around = formats[name].sides
-        if all(isinstance(sides.get(side), sides.Basis) for side in around):
+        if all(getattr(sides.get(side), "known", False) for side in around):
             early[name] = functools.partial(_turned, formats[name], _parts(linear, name, formats[name], solved), activation)
             linear.register_forward_pre_hook(_rounding(early[name]))
         else:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from lowbit import formats, methods, statistics
+from lowbit import formats, methods, sides, statistics
 from lowbit.core.chain import Link
 from lowbit.core.errors import RecipeError, ShapeError
 from lowbit.formats import Format
@@ -209,10 +209,10 @@ def _target(recipe: Recipe, linear: Linear) -> Target | None:
     if transforms or linear.role in OUTSIDE:
         training.check_gradients(solver, linear, transforms)
     methods_ = solver, format, transforms, tuple(tuners), tuple(finishers)
-    return Target(linear.name, linear.shape, linear.role, linear.layer, *methods_, _activation(found, linear))  # type: ignore[arg-type]
+    return Target(linear.name, linear.shape, linear.role, linear.layer, *methods_, _activation(found, linear, format))  # type: ignore[arg-type]
 
 
-def _activation(found: Sequence[Any], linear: Linear) -> Activation | None:
+def _activation(found: Sequence[Any], linear: Linear, format: Format) -> Activation | None:
     """How the inputs of a linear are rounded: as the last declaration that covers it says. Raises RecipeError, ShapeError."""
     declared = [method for method in found if hasattr(method, "activation")]
     if not declared:
@@ -222,7 +222,16 @@ def _activation(found: Sequence[Any], linear: Linear) -> Activation | None:
         fact = f"{linear.name} is in no decoder block, and only linears of blocks round their inputs"
         raise RecipeError(f"{step_text(declared[-1])}: {fact}. Narrow the selector.")
     activation.fits(linear.shape[1])
+    late = [word for word in format.inner.sides if _late(word)]
+    if late and activation.stored:
+        fact = f"its stored scale is found before {late[0]} of {format} knows its inputs"
+        raise RecipeError(f"{step_text(declared[-1])}: {fact}. Use scales that are found while running, as int4-token.")
     return activation
+
+
+def _late(word: str) -> bool:
+    """Whether a side learns from data what it does to the inputs."""
+    return hasattr(sides.get(word), "within") and not getattr(sides.get(word), "known", False)
 
 
 def _rounding(method: Any) -> Link:

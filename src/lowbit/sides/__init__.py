@@ -5,8 +5,9 @@ rotated sum of codes and a low-rank matrix. Its tensors are parts of the matrix 
 y = outputs(grid(inputs(x)) + addend(x)), is `before` and `after`; `decode` is the same for the matrix itself.
 
 Contract of a file: `def side(number: str) -> Side`; `number` is what follows the family's name ("16" of "rank16", or "").
-A basis also has what solvers need to work inside it: `moment`; its parts come from the shape alone. `trained` names the parts
-that tuners may train. `within(x, parts, inner)`, where a side changes x on its way in: x as if `inner` changed it inside.
+A basis also has what solvers need to work inside it: `moment`. `trained` names the parts that tuners may train.
+A side that changes x on its way in has `within(x, parts, inner)`: x as if `inner` changed it inside; `splits = True`: its own
+product is in that already. `known = True`: its parts come from the shape alone, so that solvers may meet rounded inputs.
 A side with `ahead = True` takes its place in the pipeline before inputs are observed. Such words stand last, and solvers never
 meet them: the pipeline gives them the inputs behind and what is left of the weight.
 A file names its members in EXAMPLES.
@@ -98,7 +99,8 @@ def beside(around: Sequence[str], x: Tensor, parts: Parts, outputs: int) -> Tens
     if not around:
         return x.new_zeros(x.shape[0], outputs)
     side = get(around[-1])
-    return side.after(beside(around[:-1], side.before(x, parts), parts, outputs), x, parts)
+    y = beside(around[:-1], side.before(x, parts), parts, outputs)
+    return y if getattr(side, "splits", False) else side.after(y, x, parts)
 
 
 def examples() -> list[str]:

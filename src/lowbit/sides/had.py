@@ -30,6 +30,7 @@ class Hadamard:
 
     parts = ("input_factors", "output_factors")
     trained = parts
+    known = True
 
     def _block(self, n: int) -> int:
         return self.size or _hadamard.block(n)

@@ -10,6 +10,7 @@ Figures   16 bits an input: binary-row-svid takes 1.008 bits a weight of 4096 x 
 Traps     An input whose weights are all 0 gets the least factor, 2^-10.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -56,6 +57,9 @@ class Svid:
 
     def before(self, x: Tensor, parts: Parts) -> Tensor:
         return x * parts["input_vector"].to(x.dtype)
+
+    def within(self, x: Tensor, parts: Parts, inner: Callable[[Tensor], Tensor]) -> Tensor:
+        return inner(self.before(x, parts)) / parts["input_vector"].to(x.dtype)
 
     def after(self, y: Tensor, x: Tensor, parts: Parts) -> Tensor:
         return y
