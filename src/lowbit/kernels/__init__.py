@@ -9,6 +9,7 @@ Folders: reference/ (plain torch, the law), cpu/, triton/, cuda/. Contract of a 
     FORM: str     (optional) files with the same FORM prepare a layer in the same way, so one may run what another prepared:
                   a layer is prepared once, for one token; a call with more tokens goes to the file of this form that ranks
                   highest among those that take it. Without FORM a file shares with none.
+    missing() -> str          (optional) why this machine can never run it, as a compiler that is not there; "" where it can
 Where a call fits no file of the prepared form (another dtype, too many tokens) the reference runs on what `restore` gives.
 A file imports on every machine, or raises ImportError with the reason; `supports` costs next to nothing and reads no data.
 `packed` is what lowbit.layouts gives for the codes (layout "dense": int32 words, little-endian bit stream along the inputs),

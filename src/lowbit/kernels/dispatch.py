@@ -74,6 +74,14 @@ def ranked(op: str = LINEAR) -> tuple[list[str], dict[str, str]]:
     return sorted(ranks, key=lambda name: (-ranks[name], name)), missing
 
 
+def missing(name: str) -> str:
+    """Why this machine can never run a kernel; "" where it can, or where it does not say."""
+    try:
+        return str(getattr(get(name), "missing", str)())
+    except KernelUnavailable as error:
+        return str(error.__cause__ or error)
+
+
 def form(name: str) -> str:
     """What a kernel's `prepare` gives: kernels of one form can run each other's layers."""
     return str(getattr(get(name), "FORM", name))

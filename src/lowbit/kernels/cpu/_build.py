@@ -1,0 +1,158 @@
+"""_build - the C++ of source/ compiled on first use by the system's compiler, kept in the user's cache, called by ctypes.
+
+Idea      A shared library for each instruction set; the best one that this processor has is chosen when it is loaded. It knows
+          neither Python nor torch (pointers and numbers go in), so one build serves every version of both, takes seconds, and
+          shares torch's threads, whose OpenMP library it finds loaded.
+          The file is named by a digest of sources, flags and compiler; it appears whole or not at all, and one process builds
+          while others wait. Without a compiler, or on another system, `missing` says why, and other kernels run.
+          LOWBIT_CPU = avx512, avx2 or none chooses; CXX names the compiler; XDG_CACHE_HOME moves the cache.
+Traps     A cache that others can write to would run their code: the folder is made for its owner alone, another's refused.
+"""
+
+import ctypes
+import fcntl
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from importlib import resources
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+AVX2 = ("avx2", "fma", "f16c", "bmi2")
+AVX512 = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vnni", "avx512vbmi", "avx512vbmi2")
+SETS = {"avx512": AVX2 + AVX512, "avx2": AVX2}
+"""Instruction sets, best first, and the compiler's names of what they need."""
+FLAGS = (
+    "-O2",
+    "-ftree-vectorize",
+    "-fno-tree-pre",
+    "-std=c++17",
+    "-fPIC",
+    "-fopenmp",
+    "-fvisibility=hidden",
+    "-ffp-contract=off",
+    "-w",
+)
+KINDS = {torch.float32: 0, torch.bfloat16: 1}
+"""Numbers of the float types that the C++ knows."""
+CODES = 2
+"""The number of x as int8 codes."""
+
+
+@functools.cache
+def missing() -> str:
+    """Why the library cannot be had, or "". The first call builds it, once for a machine."""
+    name = instruction_set()
+    if name not in SETS:
+        return name
+    try:
+        library()
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"the C++ kernels could not be built: {error}"
+    return ""
+
+
+@functools.cache
+def instruction_set() -> str:
+    """The best instruction set of this processor that there is a library for; else a sentence that says why there is none."""
+    asked = os.environ.get("LOWBIT_CPU", "")
+    if asked == "none":
+        return "LOWBIT_CPU=none turns the C++ kernels off"
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        return f"C++ kernels are for x86 under Linux, this is {platform.machine()} under {sys.platform}"
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    told = next((line for line in lines if line.startswith("flags")), "").replace("_", "").split()
+    for name, needs in SETS.items():
+        if set(needs) <= set(told) and asked in {"", name}:
+            return name
+    return f"the processor has no {asked.upper() or 'AVX2'}"
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """The library, built if it is not there. Raises OSError or SubprocessError."""
+    name = instruction_set()
+    compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("c++")
+    if compiler is None:
+        raise OSError("no C++ compiler is installed (g++)")
+    flags = (*FLAGS, *(f"-m{need}" for need in SETS[name]))
+    folder = _cache()
+    target = folder / f"{name}-{_digest(compiler, flags)}.so"
+    if not target.exists():
+        with (folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not target.exists():
+                _compile(compiler, flags, target)
+    return ctypes.CDLL(str(target))
+
+
+def _cache() -> Path:
+    """The folder for built libraries, its owner's alone."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lowbit"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = folder.stat()
+    if found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise OSError(f"{folder} can be written by others; make it yours alone, or set XDG_CACHE_HOME")
+    return folder
+
+
+def _sources() -> list[Path]:
+    with resources.as_file(resources.files(__package__) / "source") as folder:
+        return sorted(folder.iterdir())
+
+
+def _digest(compiler: str, flags: tuple[str, ...]) -> str:
+    version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=30).stdout
+    told = [version, " ".join(flags).encode(), *(path.read_bytes() for path in _sources())]
+    return hashlib.sha256(b"\0".join(told)).hexdigest()[:16]
+
+
+def _compile(compiler: str, flags: tuple[str, ...], target: Path) -> None:
+    """Build the library beside its place and move it there whole."""
+    files = [path for path in _sources() if path.suffix == ".cpp"]
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        objects = [Path(scratch) / f"{path.stem}.o" for path in files]
+
+        def build(file: Path, made: Path) -> None:
+            _run([compiler, *flags, "-c", str(file), "-o", str(made)])
+
+        with ThreadPoolExecutor(max(1, len(os.sched_getaffinity(0)))) as pool:
+            list(pool.map(build, files, objects))
+        whole = Path(scratch) / "whole.so"
+        _run([compiler, *flags, "-shared", *map(str, objects), "-o", str(whole)])
+        os.replace(whole, target)
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    if done.returncode:
+        raise OSError(f"{command[0]} says: {done.stderr.strip()[-500:]}")
+
+
+@functools.cache
+def function(name: str, arguments: str) -> Callable[..., None]:
+    """A function of the library. arguments: a letter for each: p an address or None, i a whole number, d a float."""
+    found = getattr(library(), name)
+    found.argtypes = [{"p": ctypes.c_void_p, "i": ctypes.c_int64, "d": ctypes.c_double}[letter] for letter in arguments]
+    found.restype = None
+    call: Callable[..., None] = found
+    return call
+
+
+def address(tensor: Tensor | None) -> int | None:
+    """Where a contiguous tensor begins; None: null."""
+    return None if tensor is None else tensor.data_ptr()
+
+
+def threads(work: int) -> int:
+    """Threads for so many bytes of weights times tokens: torch's number, one for each 64 KiB at most."""
+    return max(1, min(torch.get_num_threads(), work >> 16))

@@ -1,0 +1,303 @@
+// integers - y = x W.T for whole-number codes of 1 to 6 and 8 bits with a scale for each row and group.
+//
+// Tiles of 16 rows: a lane is a row, its four bytes are four inputs. A chunk is 32 inputs of a tile, 64 bytes for each bit of
+// a code, in planes of 4, 2 and 1 bits (integers.py). dot() multiplies unsigned codes with signed bytes of x, of which there
+// are PARTS (inputs.h). Few tokens share the unpacking in registers; many share a panel of unpacked bytes in the second cache.
+#include "inputs.h"
+
+namespace {
+
+struct Matrix {
+  const uint8_t *codes;
+  const void *scale;
+  const void *zero;
+  bool float_zero;
+  float middle;
+  int64_t rows, inputs, group;
+  int bits, scale_kind;
+};
+
+constexpr int TILE = 16, CHUNK = 32;
+/// Rows are padded to whole panels.
+constexpr int PANEL = 64, TILES = PANEL / TILE;
+/// Tokens that multiply a panel together, and tiles: as many sums as there are registers for. TEAM: tokens that share codes
+/// unpacked in registers.
+#ifdef __AVX512VNNI__
+constexpr int HIGH = 4, WIDE = 6, TEAM = 4;
+#else
+constexpr int HIGH = 2, WIDE = 2, TEAM = 2;
+#endif
+/// Up to FEW tokens unpack codes in registers; more share an open panel, SLAB at most.
+constexpr int64_t FEW = 16, SLAB = 192;
+/// Inputs of a panel that are open at once, in the second cache.
+constexpr int64_t SPAN = 4096;
+
+/// Moved to the left, or to the right if negative.
+INLINE inline Ints moved(Ints v, int bits) { return bits > 0 ? left(v, bits) : bits < 0 ? right(v, -bits) : v; }
+
+/// The codes of a chunk as bytes: q[i] has inputs 4i .. 4i + 3 of sixteen rows.
+template <int BITS> INLINE inline void unpack(const uint8_t *p, Ints q[8]) {
+  if constexpr (BITS == 8) {
+    EACH(i, 8) q[i] = load(p + 64 * i);
+    return;
+  }
+  if constexpr ((BITS & 4) != 0) {
+    const Ints mask = fill(0x0F0F0F0F);
+    EACH(i, 4) {
+      const Ints v = load(p + 64 * i);
+      q[2 * i] = both(v, mask);
+      q[2 * i + 1] = both(right(v, 4), mask);
+    }
+    p += 256;
+  }
+  if constexpr ((BITS & 2) != 0) {
+    constexpr int place = BITS & 4;
+    const Ints mask = fill(0x03030303 << place);
+    EACH(i, 8) {
+      const Ints v = moved(load(p + i / 4 * 64), place - i % 4 * 2);
+      q[i] = place ? join(q[i], v, mask) : both(v, mask);
+    }
+    p += 128;
+  }
+  if constexpr ((BITS & 1) != 0) {
+    constexpr int place = BITS & 6;
+    const Ints mask = fill(0x01010101 << place), all = load(p);
+    EACH(i, 8) {
+      const Ints v = moved(all, place - i);
+      q[i] = place ? join(q[i], v, mask) : both(v, mask);
+    }
+  }
+}
+
+/// The scales of a tile for a group.
+inline Floats scales(const Matrix &w, int64_t tile, int64_t group) {
+  const int64_t at = (tile * (w.inputs / w.group) + group) * TILE;
+  return w.scale_kind == FLOAT32 ? load((const float *)w.scale + at) : halves((const uint16_t *)w.scale + at);
+}
+
+/// The zero points of a tile for a group, in codes.
+inline Floats zeros(const Matrix &w, int64_t tile, int64_t group) {
+  if (w.zero == nullptr) return fill(w.middle);
+  const int64_t at = (tile * (w.inputs / w.group) + group) * TILE;
+  return w.float_zero ? halves((const uint16_t *)w.zero + at) : real(bytes((const uint8_t *)w.zero + at));
+}
+
+/// M tokens from `token` on times a panel: y [M][PANEL].
+template <int BITS, int PARTS, int M> void few(const Matrix &w, const Inputs &x, const Cut &cut, int64_t panel, int64_t token, float *y) {
+  constexpr int R = M == 1 ? 4 : M == 2 ? 2 : 1;
+  const int64_t chunk = 64 * BITS, stride = w.inputs / CHUNK * chunk;
+  for (int64_t tile = panel * TILES; tile < (panel + 1) * TILES; tile += R) {
+    Floats found[R][M];
+    EACH(i, R * M) found[i / M][i % M] = fill(0.0f);
+    const uint8_t *p = w.codes + tile * stride;
+    for (int64_t block = 0; block < cut.blocks; block++) {
+      Ints sum[R][M][PARTS];
+      EACH(i, R * M * PARTS) sum[i / PARTS / M][i / PARTS % M][i % PARTS] = fill(0);
+      for (int64_t k = cut.start(block); k < cut.stop(block); k += CHUNK, p += chunk) {
+        const int32_t *quads[PARTS];
+        EACH(part, PARTS) quads[part] = x.at(token, part, k);
+        EACH(r, R) {
+          Ints q[8];
+          unpack<BITS>(p + r * stride, q);
+          EACH(i, 8 * M) {
+            EACH(part, PARTS) sum[r][i % M][part] = dot<BITS>(sum[r][i % M][part], q[i / M], fill(quads[part][i]));
+          }
+        }
+      }
+      const int64_t group = block / cut.a_group;
+      EACH(r, R) {
+        const Floats scale = scales(w, tile + r, group), zero = zeros(w, tile + r, group);
+        EACH(m, M) {
+          Floats all = real(PARTS > 1 ? plus(left(sum[r][m][0], 8), sum[r][m][PARTS > 1]) : sum[r][m][0]);
+          if constexpr (PARTS == 3) all = fuse(all, fill(256.0f), real(sum[r][m][2]));
+          found[r][m] = fuse(unfuse(zero, fill(x.sums[(token + m) * x.blocks + block]), all), scale, found[r][m]);
+        }
+      }
+    }
+    EACH(r, R) {
+      EACH(m, M) {
+        store(y + m * PANEL + (tile % TILES + r) * TILE, times(found[r][m], fill(x.scale[token + m])));
+      }
+    }
+  }
+}
+
+/// The codes of a panel and block as bytes: [quads of inputs][tiles][64].
+template <int BITS> void open(const Matrix &w, const Cut &cut, int64_t panel, int64_t block, uint8_t *to) {
+  const int64_t chunk = 64 * BITS, stride = w.inputs / CHUNK * chunk, start = cut.start(block);
+  for (int tile = 0; tile < TILES; tile++) {
+    const uint8_t *p = w.codes + (panel * TILES + tile) * stride + start / CHUNK * chunk;
+    for (int64_t k = start; k < cut.stop(block); k += CHUNK, p += chunk) {
+      Ints q[8];
+      unpack<BITS>(p, q);
+      EACH(i, 8) store(to + ((k - start) / 4 + i) * PANEL * 4 + tile * 64, q[i]);
+    }
+  }
+}
+
+template <int BITS, int M> INLINE inline void products(const uint8_t *panel, const int32_t *x, int64_t quads, Ints sum[M][HIGH]) {
+  for (int64_t quad = 0; quad < quads; quad++, panel += PANEL * 4, x += WIDE) {
+    Ints q[HIGH];
+    EACH(j, HIGH) q[j] = load(panel + 64 * j);
+    EACH(m, M) {
+      const Ints v = fill(x[m]);
+      EACH(j, HIGH) sum[m][j] = dot<BITS>(sum[m][j], q[j], v);
+    }
+  }
+}
+
+/// Add M tokens times an open panel and block to y [M][PANEL].
+template <int BITS, int PARTS, int M>
+void multiply(const Matrix &w, const Inputs &x, const Cut &cut, int64_t panel, int64_t block, int64_t token, const uint8_t *q, float *y) {
+  const int64_t start = cut.start(block), quads = (cut.stop(block) - start) / 4, group = block / cut.a_group;
+  for (int tile = 0; tile < TILES; tile += HIGH) {
+    Ints sum[M][HIGH];
+    EACH(i, M * HIGH) sum[i / HIGH][i % HIGH] = fill(0);
+    products<BITS, M>(q + tile * 64, x.at(token, 0, start), quads, sum);
+    if constexpr (PARTS > 1) {
+      EACH(i, M * HIGH) sum[i / HIGH][i % HIGH] = left(sum[i / HIGH][i % HIGH], 8);
+      products<BITS, M>(q + tile * 64, x.at(token, 1, start), quads, sum);
+    }
+    const auto add = [&](float size, bool whole) INLINE {
+      EACH(j, HIGH) {
+        const Floats scale = scales(w, panel * TILES + tile + j, group), zero = zeros(w, panel * TILES + tile + j, group);
+        EACH(m, M) {
+          float *at = y + m * PANEL + (tile + j) * TILE;
+          Floats all = times(real(sum[m][j]), fill(size));
+          if (whole) all = unfuse(zero, fill(x.sums[(token + m) * x.blocks + block]), all);
+          store(at, fuse(all, scale, load(at)));
+        }
+      }
+    };
+    add(PARTS == 3 ? 256 : 1, true);
+    if constexpr (PARTS == 3) {
+      EACH(i, M * HIGH) sum[i / HIGH][i % HIGH] = fill(0);
+      products<BITS, M>(q + tile * 64, x.at(token, 2, start), quads, sum);
+      add(1, false);
+    }
+  }
+}
+
+using Few = void (*)(const Matrix &, const Inputs &, const Cut &, int64_t, int64_t, float *);
+using Open = void (*)(const Matrix &, const Cut &, int64_t, int64_t, uint8_t *);
+using Multiply = void (*)(const Matrix &, const Inputs &, const Cut &, int64_t, int64_t, int64_t, const uint8_t *, float *);
+
+template <int PARTS, int M> Few few_of(int bits) {
+  constexpr Few found[] = {few<1, PARTS, M>, few<2, PARTS, M>, few<3, PARTS, M>, few<4, PARTS, M>,
+                           few<5, PARTS, M>, few<6, PARTS, M>, nullptr,           few<8, PARTS, M>};
+  return found[bits - 1];
+}
+template <int PARTS> Few few_of(int bits, int64_t tokens) {
+  return tokens == 1 ? few_of<PARTS, 1>(bits) : tokens == 2 ? few_of<PARTS, 2>(bits) : few_of<PARTS, TEAM>(bits);
+}
+Open open_of(int bits) {
+  constexpr Open found[] = {open<1>, open<2>, open<3>, open<4>, open<5>, open<6>, nullptr, open<8>};
+  return found[bits - 1];
+}
+template <int BITS, int PARTS> Multiply multiply_of(int64_t tokens) {
+#ifdef __AVX512VNNI__
+  constexpr Multiply found[] = {multiply<BITS, PARTS, 1>, multiply<BITS, PARTS, 2>, multiply<BITS, PARTS, 3>,
+                                multiply<BITS, PARTS, 4>, multiply<BITS, PARTS, 5>, multiply<BITS, PARTS, 6>};
+#else
+  constexpr Multiply found[] = {multiply<BITS, PARTS, 1>, multiply<BITS, PARTS, 2>};
+#endif
+  return found[tokens - 1];
+}
+template <int PARTS> Multiply multiply_of(int bits, int64_t tokens) {
+  return bits == 8 ? multiply_of<8, PARTS>(tokens) : multiply_of<7, PARTS>(tokens);
+}
+
+/// What a call is about.
+struct Call {
+  const Matrix &w;
+  const Cut &cut;
+  Inputs &x;
+  const char *from;
+  const float *from_scale;
+  char *to;
+  int64_t tokens, inputs;
+  int kind;
+
+  int64_t width() const { return kind == INT8 ? 1 : kind == FLOAT32 ? 4 : 2; }
+
+  void read(int64_t token, char *room) const {
+    const char *at = from + token * inputs * width();
+    int8_t *codes = (int8_t *)room + 4 * x.inputs;
+    if (kind == INT8) return x.take(token, (const int8_t *)at, from_scale[token], inputs, cut, codes);
+    widen(at, kind, (float *)room, inputs);
+    x.round(token, (const float *)room, inputs, cut, codes);
+  }
+
+  void write(int64_t token, int64_t panel, const float *y) const {
+    const int64_t n = std::min<int64_t>(PANEL, w.rows - panel * PANEL), at = token * w.rows + panel * PANEL;
+    if (kind == BFLOAT16) narrow(y, (uint16_t *)to + at, kind, n);
+    else std::memcpy((float *)to + at, y, n * 4);
+  }
+
+  void few_tokens(int64_t panel) const {
+    const Few few = x.parts == 1 ? few_of<1>(w.bits, x.team) : x.parts == 2 ? few_of<2>(w.bits, x.team) : few_of<3>(w.bits, x.team);
+    for (int64_t first = 0; first < tokens; first += x.team) {
+      float y[TEAM * PANEL];
+      few(w, x, cut, panel, first, y);
+      for (int64_t m = first; m < std::min(first + x.team, tokens); m++) write(m, panel, y + (m - first) * PANEL);
+    }
+  }
+
+  void many_tokens(int64_t panel, char *room) const {
+    float *y = (float *)room;
+    uint8_t *q = (uint8_t *)(y + tokens * PANEL);
+    std::memset(y, 0, tokens * PANEL * 4);
+    for (int64_t first = 0; first < cut.blocks; first += SPAN / BLOCK) {
+      const int64_t last = std::min(first + SPAN / BLOCK, cut.blocks), start = cut.start(first);
+      for (int64_t block = first; block < last; block++) open_of(w.bits)(w, cut, panel, block, q + (cut.start(block) - start) * PANEL);
+      for (int64_t m = 0; m < tokens; m += WIDE) {
+        const int64_t n = std::min<int64_t>(WIDE, tokens - m);
+        const Multiply multiply = x.parts == 1   ? multiply_of<1>(w.bits, n)
+                                  : x.parts == 2 ? multiply_of<2>(w.bits, n)
+                                                 : multiply_of<3>(w.bits, n);
+        for (int64_t block = first; block < last; block++)
+          multiply(w, x, cut, panel, block, m, q + (cut.start(block) - start) * PANEL, y + m * PANEL);
+      }
+    }
+    for (int64_t m = 0; m < tokens; m++) {
+      for (int j = 0; j < PANEL; j++) y[m * PANEL + j] *= x.scale[m];
+      write(m, panel, y + m * PANEL);
+    }
+  }
+
+  void run(int64_t threads) const {
+    const int64_t panels = (w.rows + PANEL - 1) / PANEL;
+    Parts tokens_left(tokens, threads), panels_left(panels, threads);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+      static thread_local Room room;
+      const bool many = tokens > FEW;
+      char *mine = room.get(std::max<int64_t>(x.inputs * 7, many ? (tokens * 4 + SPAN) * PANEL : 0));
+      int64_t start, stop;
+      while (tokens_left.take(start, stop))
+        for (; start < stop; start++) read(start, mine);
+#pragma omp barrier
+      while (panels_left.take(start, stop))
+        for (; start < stop; start++) many ? many_tokens(start, mine) : few_tokens(start);
+    }
+  }
+};
+
+} // namespace
+
+/// x [tokens, inputs] of `kind` -> y [tokens, rows], in the kind of x, float32 for codes of x. group: 0 = a scale for a row.
+EXPORT void lowbit_integers(const char *x, const float *x_scale, char *y, int64_t kind, int64_t tokens, int64_t rows, int64_t inputs,
+                            const uint8_t *codes, int64_t bits, const void *scale, int64_t scale_kind, const void *zero,
+                            int64_t float_zero, double middle, int64_t group, int64_t threads) {
+  const int64_t padded = (inputs + CHUNK - 1) / CHUNK * CHUNK;
+  const Matrix w{codes, scale, zero, float_zero != 0, (float)middle, rows, padded, group ? group : padded, (int)bits, (int)scale_kind};
+  const Cut cut(padded, w.group);
+  static thread_local Room room;
+  const int64_t width = kind == INT8 ? 1 : kind == FLOAT32 ? 4 : 2, out = kind == BFLOAT16 ? 2 : 4;
+  for (int64_t start = 0; start < tokens; start += SLAB) {
+    const int64_t n = std::min(SLAB, tokens - start), team = n > FEW ? WIDE : n > 2 ? TEAM : n, held = (n + team - 1) / team * team;
+    const int parts = kind == INT8 ? 1 : kind == BFLOAT16 ? 2 : 3;
+    Inputs numbers(room.get(Inputs::size(held, padded, cut.blocks)), held, padded, cut.blocks, team, parts);
+    Call{w, cut, numbers, x + start * inputs * width, x_scale + start, y + start * rows * out, n, inputs, (int)kind}.run(threads);
+  }
+}

@@ -1,0 +1,128 @@
+// lanes - sixteen lanes of 32 bits: one zmm of AVX-512, or two ymm of AVX2. All kernels are written in these words once.
+//
+// A vector in memory is 64 bytes in both, so what is prepared for one instruction set is what the other reads.
+#pragma once
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+namespace {
+
+#define INLINE __attribute__((always_inline))
+
+/// A loop that is written out, so that arrays of vectors stay in registers.
+#define EACH(i, count) _Pragma("GCC unroll 96") for (int i = 0; i < (count); i++)
+
+inline int32_t word(const void *p) {
+  int32_t found;
+  std::memcpy(&found, p, 4);
+  return found;
+}
+
+#ifdef __AVX512VNNI__
+
+using Ints = __m512i;
+using Floats = __m512;
+
+inline Ints load(const void *p) { return _mm512_loadu_si512(p); }
+inline void store(void *p, Ints v) { _mm512_storeu_si512(p, v); }
+inline Ints fill(int32_t v) { return _mm512_set1_epi32(v); }
+inline Ints both(Ints a, Ints b) { return _mm512_and_si512(a, b); }
+inline Ints either(Ints a, Ints b) { return _mm512_or_si512(a, b); }
+/// a | (b & mask)
+inline Ints join(Ints a, Ints b, Ints mask) { return _mm512_ternarylogic_epi32(a, b, mask, 0xF8); }
+inline Ints plus(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
+inline Ints left(Ints a, int n) { return _mm512_slli_epi32(a, n); }
+inline Ints right(Ints a, int n) { return _mm512_srli_epi32(a, n); }
+inline Ints times(Ints a, Ints b) { return _mm512_mullo_epi32(a, b); }
+/// sum + the four products of unsigned bytes of u and signed bytes of s; BITS: of u
+template <int BITS> inline Ints dot(Ints sum, Ints u, Ints s) { return _mm512_dpbusd_epi32(sum, u, s); }
+inline Floats real(Ints a) { return _mm512_cvtepi32_ps(a); }
+inline Ints whole(Floats a) { return _mm512_cvtps_epi32(a); }
+inline Floats as_floats(Ints a) { return _mm512_castsi512_ps(a); }
+inline Ints bytes(const uint8_t *p) { return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)); }
+inline Ints shorts(const uint16_t *p) { return _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)); }
+
+inline Floats fill(float v) { return _mm512_set1_ps(v); }
+inline Floats load(const float *p) { return _mm512_loadu_ps(p); }
+inline void store(float *p, Floats v) { _mm512_storeu_ps(p, v); }
+inline Floats minus(Floats a, Floats b) { return _mm512_sub_ps(a, b); }
+inline Floats plus(Floats a, Floats b) { return _mm512_add_ps(a, b); }
+inline Floats times(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
+/// a b + c
+inline Floats fuse(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
+/// c - a b
+inline Floats unfuse(Floats a, Floats b, Floats c) { return _mm512_fnmadd_ps(a, b, c); }
+inline float total(Floats a) { return _mm512_reduce_add_ps(a); }
+
+#else
+
+struct Ints {
+  __m256i a, b;
+};
+struct Floats {
+  __m256 a, b;
+};
+#define HALVES(what) {what(x.a), what(x.b)}
+
+inline Ints load(const void *p) {
+  return {_mm256_loadu_si256((const __m256i *)p), _mm256_loadu_si256((const __m256i *)p + 1)};
+}
+inline void store(void *p, Ints v) {
+  _mm256_storeu_si256((__m256i *)p, v.a);
+  _mm256_storeu_si256((__m256i *)p + 1, v.b);
+}
+inline Ints fill(int32_t v) { return {_mm256_set1_epi32(v), _mm256_set1_epi32(v)}; }
+inline Ints both(Ints x, Ints y) { return {_mm256_and_si256(x.a, y.a), _mm256_and_si256(x.b, y.b)}; }
+inline Ints either(Ints x, Ints y) { return {_mm256_or_si256(x.a, y.a), _mm256_or_si256(x.b, y.b)}; }
+inline Ints join(Ints x, Ints y, Ints mask) { return either(x, both(y, mask)); }
+inline Ints plus(Ints x, Ints y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
+inline Ints left(Ints x, int n) { return {_mm256_slli_epi32(x.a, n), _mm256_slli_epi32(x.b, n)}; }
+inline Ints right(Ints x, int n) { return {_mm256_srli_epi32(x.a, n), _mm256_srli_epi32(x.b, n)}; }
+inline Ints times(Ints x, Ints y) { return {_mm256_mullo_epi32(x.a, y.a), _mm256_mullo_epi32(x.b, y.b)}; }
+
+/// Up to seven bits the sum of two products fits into 16 bits (127 * 128 * 2); eight are multiplied as 16-bit numbers.
+template <int BITS> inline __m256i dot(__m256i sum, __m256i u, __m256i s) {
+  if constexpr (BITS < 8) return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(u, s), _mm256_set1_epi16(1)));
+  const __m256i even = _mm256_set1_epi16(255);
+  const __m256i first = _mm256_madd_epi16(_mm256_and_si256(u, even), _mm256_srai_epi16(_mm256_slli_epi16(s, 8), 8));
+  const __m256i second = _mm256_madd_epi16(_mm256_srli_epi16(u, 8), _mm256_srai_epi16(s, 8));
+  return _mm256_add_epi32(sum, _mm256_add_epi32(first, second));
+}
+template <int BITS> inline Ints dot(Ints sum, Ints u, Ints s) { return {dot<BITS>(sum.a, u.a, s.a), dot<BITS>(sum.b, u.b, s.b)}; }
+inline Floats real(Ints x) { return HALVES(_mm256_cvtepi32_ps); }
+inline Ints whole(Floats x) { return HALVES(_mm256_cvtps_epi32); }
+inline Floats as_floats(Ints x) { return HALVES(_mm256_castsi256_ps); }
+inline Ints bytes(const uint8_t *p) {
+  return {_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p)), _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(p + 8)))};
+}
+inline Ints shorts(const uint16_t *p) {
+  return {_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)), _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p + 1))};
+}
+
+inline Floats fill(float v) { return {_mm256_set1_ps(v), _mm256_set1_ps(v)}; }
+inline Floats load(const float *p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+inline void store(float *p, Floats v) {
+  _mm256_storeu_ps(p, v.a);
+  _mm256_storeu_ps(p + 8, v.b);
+}
+inline Floats minus(Floats x, Floats y) { return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)}; }
+inline Floats plus(Floats x, Floats y) { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)}; }
+inline Floats times(Floats x, Floats y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
+inline Floats fuse(Floats x, Floats y, Floats z) { return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)}; }
+inline Floats unfuse(Floats x, Floats y, Floats z) { return {_mm256_fnmadd_ps(x.a, y.a, z.a), _mm256_fnmadd_ps(x.b, y.b, z.b)}; }
+inline float total(Floats x) {
+  const __m256 sum = _mm256_add_ps(x.a, x.b);
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps(sum, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
+}
+#undef HALVES
+
+#endif
+
+/// Sixteen floats stored as bfloat16.
+inline Floats halves(const uint16_t *p) { return as_floats(left(shorts(p), 16)); }
+
+} // namespace
