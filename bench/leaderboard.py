@@ -30,7 +30,13 @@ SENTENCES = (
     "rtn(int4-g128-asym)", "hqq(int4-g128-asym)", "awq(int4-g128-asym)", "gptq(int4-g128)", "gptaq(int4-g128)",
     "autoround(int4-g128)", "autoround(int4-g128-asym)", "gptq(int3-g128)", "gptaq(int3-g128)", "autoround(int3-g128)",
     "gptq(int2-g128)", "gptaq(int2-g128)", "autoround(int2-g128)", "gptaq(trellis2) + block_tuning", "gptaq(trellis3)",
-    "gptaq(trellis4)",
+    "gptaq(trellis4)", "guidedquant(int4-g128-asym)", "guidedquant(int3-g128)", "guidedquant(lut3-row)",
+    "guidedquant(trellis2)", "squeezellm(lut3-row)", "lnq(lut3-row)", "lnq(lut3-row) + pv_tuning", "aqlm(aqlm2x8)",
+    "aqlm(aqlm2x8) + pv_tuning",
+    "autoround(int4-g128-asym) + kl_tuning", "autoround(int4-g128-asym) + kl_rounding", "autoround(int3-g128) + kl_rounding",
+    "autoround(int3-g128) + kl_rounding + kl_tuning", "autoround(int2-g128) + kl_rounding",
+    "autoround(int2-g128) + kl_rounding + kl_tuning", "efficientqat(int2-g128-asym) + e2e_qp", "gptaq(trellis2) + kl_tuning",
+    "gptaq(trellis2) + block_tuning + kl_tuning", "gptaq(trellis3) + kl_tuning", "yaqa(trellis2)",
 )  # fmt: skip
 WINDOWS, SAMPLES, LENGTH = 32, 64, 2048
 FAMILIES = {"(trellis": "trellis codes", "(int": "integers that engines load"}

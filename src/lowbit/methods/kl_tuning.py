@@ -8,6 +8,8 @@ Idea      What a block's output error costs is for the blocks after it to say. A
 Source    QuIP# (2402.04396) section 5.2 and AQLM's code: the original's logits as targets; scales: EfficientQAT (2407.11062)
           section 3.3, by cross-entropy there.
 Defaults  200 steps of 4 windows, rate 0.001, as block_tuning.
+Figures   lowbit-tiny, 64 windows, KL in milli-nats on books / docs / wikitext2: gptaq(trellis2) 285 / 291 / 579, after
+          it 255 / 259 / 528; block_tuning in its place 280 / 277 / 538.
 Traps     The whole model is in memory, as codes. It fits the text that it sees: off that text the gain is smaller.
 """
 
