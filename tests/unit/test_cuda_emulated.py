@@ -2,6 +2,7 @@
 
 import ctypes
 import importlib.resources
+import math
 import re
 import shutil
 import subprocess
@@ -13,15 +14,18 @@ from torch import Tensor
 
 from lowbit import formats
 from lowbit.kernels import packing
-from lowbit.kernels.cuda import linear
-from lowbit.kernels.cuda.linear import Tiles
+from lowbit.kernels.cuda import _product, linear, trellis
+from lowbit.kernels.cuda._product import Kind, Tiles
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
 HERE = Path(__file__).parent / "emulated"
 ENTRY = """
 extern "C" void run_product(int gx, int gy, int gz, const u8* x, const u8* low, const u8* high, const u8* meta, u16* y,
-                            int tokens, int rows, int inputs, int chunks, int span) {
-    run({gx, gy, gz}, gy, THREADS, [=] { product(x, low, high, meta, y, tokens, rows, inputs, chunks, span); });
+                            const float* token_scale, float* part, int* count, int tokens, int rows, int inputs, int chunks,
+                            int span) {
+    run({gx, gy, gz}, 1, THREADS, [=] {
+        product(x, low, high, meta, y, token_scale, part, count, tokens, rows, inputs, chunks, span);
+    });
 }
 extern "C" void run_matrix(int gx, int gy, const u8* low, const u8* high, const u8* meta, u16* out, int rows, int inputs,
                            int chunks) {
@@ -30,12 +34,12 @@ extern "C" void run_matrix(int gx, int gy, const u8* low, const u8* high, const 
 """
 
 
-def compiled(folder: Path, format: formats.Format, dtype: torch.dtype, how: Tiles, tokens: int) -> ctypes.CDLL:
+def compiled(folder: Path, kind: Kind, dtype: torch.dtype, how: Tiles, tokens: int) -> ctypes.CDLL:
     """linear.cu with the emulator's instructions as a library of the CPU."""
     source = importlib.resources.files("lowbit.kernels.cuda").joinpath("linear.cu").read_text(encoding="utf-8")
     source = source.replace("extern __shared__ __align__(1024) u8 shared[];", "u8* shared = block_memory();")
     source = re.sub(r"__shared__ __align__\(16\) u8 tiles\[4\](\[.*?\]);", r"auto tiles = (u8(*)\1)block_memory();", source)
-    macros = "".join(f"#define {name} {value}\n" for name, value in linear._macros(format, dtype, how, tokens))
+    macros = "".join(f"#define {name} {value}\n" for name, value in _product.macros(kind, dtype, how, tokens))
     (folder / "linear.cpp").write_text(f'{macros}#include "{HERE}/cuda_on_cpu.h"\n{source}{ENTRY}', encoding="utf-8")
     command = [
         "g++",
@@ -84,19 +88,52 @@ def test_linear_cu(
     q = format.fit(w, search=False).quantize(w)
     packed, parts = packing.split(format, packing.pack(q), q.shape)
     prepared = linear.prepare(format, packed, parts, q.shape)
-    library, chunks = compiled(tmp_path, format, dtype, how, tokens), prepared["low"].shape[1]
+    library, chunks = compiled(tmp_path, linear.kind(format), dtype, how, tokens), prepared["low"].shape[1]
     weights = [pointer(prepared.get(name)) for name in ("low", "high", "meta")]
-    assert linear.shared_bytes(format, tokens, chunks, how) <= linear.SHARED
+    assert _product.shared_bytes(linear.kind(format), tokens, chunks, how) <= _product.SHARED
     x = torch.randn(tokens, inputs).to(dtype)
     exact = x.double() @ q.decode().double().T
-    grid = linear.grid(tokens, rows, how)
+    grid = _product.grid(tokens, rows, how)
+    part = torch.full((math.prod(grid) * 128 * _product.eights(tokens) * how.high * how.beside,), float("nan"))
+    count = torch.zeros(grid[0] * grid[2], dtype=torch.int32)
     for when in ("late", "at once"):
         if when == "at once":
             monkeypatch.setenv("EAGER", "1")
         y = torch.full((tokens, rows), float("nan"), dtype=dtype)
-        library.run_product(*grid, pointer(x), *weights, pointer(y), tokens, rows, inputs, chunks, linear.spans(chunks, how)[0])
+        span, _ = _product.spans(chunks, how)
+        parts = (pointer(part), pointer(count))
+        library.run_product(*grid, pointer(x), *weights, pointer(y), None, *parts, tokens, rows, inputs, chunks, span)
+        assert not count.any()
         error = float((y.double() - exact).norm() / exact.norm())
         assert error < (3.5e-3 if dtype == torch.bfloat16 else 6e-4), when
     decoded = torch.full((rows, inputs), float("nan"), dtype=dtype)
     library.run_matrix(-(-chunks // 4), -(-rows // 16), *weights, pointer(decoded), rows, inputs, chunks)
     assert torch.equal(decoded, q.decode().to(dtype))
+
+
+@pytest.mark.parametrize(("bits", "rows", "inputs", "tokens", "how"), [
+    (2, 48, 272, 1, Tiles(2, 1, 2, 1, 2)), (3, 64, 416, 20, Tiles(1, 4, 1, 2, 2, 1, True)),
+    (4, 32, 128, 9, Tiles(1, 1, 2, 1, 2)), (3, 16, 144, 3, Tiles(1, 1, 2, 1, 2)),
+])  # fmt: skip
+def test_linear_cu_with_trellis_codes(tmp_path: Path, bits: int, rows: int, inputs: int, tokens: int, how: Tiles) -> None:
+    format = formats.parse(f"trellis{bits}-plain")
+    codes = torch.randint(0, 1 << bits, format.codes_shape((rows, inputs)), dtype=torch.uint8)
+    q = formats.Quantized(format, codes, {"scale": torch.tensor([[0.37]])}, (rows, inputs))
+    packed, parts = packing.split(format, packing.pack(q), q.shape)
+    assert not trellis.refusal(format, q.shape, torch.bfloat16)
+    prepared = trellis.prepare(format, packed, parts, q.shape)
+    again, scale = trellis.restore(prepared, format, q.shape)
+    assert torch.equal(again, packed) and torch.equal(scale["scale"], parts["scale"])
+    library, chunks = compiled(tmp_path, trellis.kind(format), torch.bfloat16, how, tokens), prepared["low"].shape[1]
+    weights = [pointer(prepared.get(name)) for name in ("low", "high", "none")]
+    x = torch.randn(tokens, inputs).half()
+    exact = x.double() * trellis.LESS @ q.decode().double().T
+    grid, (span, _) = _product.grid(tokens, rows, how), _product.spans(chunks, how)
+    part = torch.full((math.prod(grid) * 128 * _product.eights(tokens) * how.high * how.beside,), float("nan"))
+    count, y = torch.zeros(grid[0], dtype=torch.int32), torch.full((tokens, rows), float("nan"), dtype=torch.bfloat16)
+    ends = (pointer(y), pointer(prepared["scale"]), pointer(part), pointer(count))
+    library.run_product(*grid, pointer(x), *weights, *ends, tokens, rows, inputs, chunks, span)
+    assert float((y.double() - exact).norm() / exact.norm()) < 3e-3
+    decoded = torch.full((rows, inputs), float("nan"), dtype=torch.float16)
+    library.run_matrix(-(-chunks // 4), -(-rows // 16), *weights, pointer(decoded), rows, inputs, chunks)
+    assert torch.equal(decoded, format.dtype.decode(codes).half())

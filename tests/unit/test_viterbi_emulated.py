@@ -18,8 +18,9 @@ from lowbit.kernels.cuda import _viterbi
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
 HERE = Path(__file__).parent / "emulated"
 ENTRY = """
-extern "C" void run_forward(int blocks, const float* x, const int* start, u8* back, int* end, int steps, const float* affine) {
-    run({blocks, 1, 1}, 1, THREADS, [=] { forward(x, start, back, end, steps, affine); });
+extern "C" void run_forward(int blocks, const float* x, const int* start, u8* back, int* end, int steps, int number,
+                            const float* affine) {
+    run({blocks, 1, 1}, 1, THREADS, [=] { forward(x, start, back, end, steps, number, affine); });
 }
 extern "C" void run_backward(int blocks, const u8* back, const int* end, u8* codes, int* root, int steps, int at, int count) {
     run({blocks, 1, 1}, 1, 32, [=] { backward(back, end, codes, root, steps, at, count); });

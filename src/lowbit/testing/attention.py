@@ -137,5 +137,6 @@ def _cases() -> Iterator[tuple[str, tuple[int, int, int], int, torch.dtype, bool
         for sizes, new in ((SIZES[0], 1), (SIZES[1], 3), (SIZES[2], 1), (SIZES[2], 3)):
             yield kind, sizes, new, torch.float32, False
         yield kind, SIZES[2], 1, torch.bfloat16, False
+        yield kind, SIZES[3], 1, torch.float16, True
         yield kind, SIZES[2], 2, torch.float32, True
         yield kind, SIZES[3], 1, torch.float16, True

@@ -21,15 +21,25 @@ typedef uint8_t u8;
 typedef unsigned long long u64;
 struct uint2 { u32 x, y; };
 struct uint4 { u32 x, y, z, w; };
+struct float4 { float x, y, z, w; };
 struct dim3 { int x, y, z; };
 #define INLINE inline
 #define __device__
 #define __host__
 #define __global__
 #define __launch_bounds__(n)
+#define __shared__ static
 using std::max;
 using std::min;
 
+#ifndef ACT
+#define ACT 0
+#endif
+#if ACT == 1
+typedef int Sum;
+#else
+typedef float Sum;
+#endif
 constexpr int SHARED_BYTES = 227 << 10, STACK_BYTES = 256 << 10;
 
 struct Barrier {
@@ -37,7 +47,7 @@ struct Barrier {
     long generation = 0;
 };
 struct Copy { u32 to; const u8* from; int bytes; bool inside; };
-struct Wide { float (*d)[4]; float old[64][4]; u32 a[4]; u32 x; int more; };
+struct Wide { Sum (*d)[4]; Sum old[64][4]; u32 a[4]; u32 x; int more; };
 struct Warp { Barrier barrier; u32 words[32][8]; };
 struct Block { std::vector<u8> memory; Barrier barrier; std::vector<Warp> warps; };
 struct Thread {
@@ -75,12 +85,6 @@ static int lane_of() { return current->index.x % 32; }
 static Warp& warp_of() { return current->block->warps[current->index.x / 32]; }
 static void __syncthreads() { meet(current->block->barrier); }
 static void __syncwarp() { meet(warp_of().barrier); }
-static void meet_the_cluster() { meet(cluster_barrier); }
-static float read_of_block(const float* here, int block) {
-    float v;
-    memcpy(&v, (*cluster)[block].memory.data() + ((const u8*)here - block_memory()), 4);
-    return v;
-}
 static void let_the_next_kernel_start() {}
 static void wait_for_the_kernels_before() {}
 
@@ -88,7 +92,10 @@ static void wait_for_the_kernels_before() {}
 static float __uint_as_float(u32 v) { float f; memcpy(&f, &v, 4); return f; }
 static u32 __float_as_uint(float f) { u32 v; memcpy(&v, &f, 4); return v; }
 static void atomicMin(u64* where, u64 value) { if (value < *where) *where = value; }
-static u32 dot_bytes(u32 word, u32 sum) { return sum + (word & 255) + (word >> 8 & 255) + (word >> 16 & 255) + (word >> 24); }
+static u32 dot_bytes(u32 word, u32 by, u32 sum) {
+    for (int i = 0; i < 32; i += 8) sum += (word >> i & 255) * (by >> i & 255);
+    return sum;
+}
 static float to_float(u16 h) {
     if (!HALF) return __uint_as_float((u32)h << 16);
     _Float16 f;
@@ -111,6 +118,7 @@ template <class F>
 static u32 each(u32 a, u32 b, F f) {
     return (u32)rounded(f(to_float(a & 0xffff), to_float(b & 0xffff))) | (u32)rounded(f(to_float(a >> 16), to_float(b >> 16))) << 16;
 }
+static u32 shifted(u32 low, u32 high, int by) { return (u32)(((u64)high << 32 | low) >> by); }
 static u32 and_or(u32 a, u32 mask, u32 b) { return (a & mask) | b; }
 static u32 and_xor(u32 a, u32 mask, u32 b) { return (a & mask) ^ b; }
 static u32 sub2(u32 a, u32 b) { return each(a, b, [](float x, float y) { return x - y; }); }
@@ -118,6 +126,70 @@ static u32 mul2(u32 a, u32 b) { return each(a, b, [](float x, float y) { return 
 static u32 fma2(u32 a, u32 b, u32 c) {
     const u32 low = rounded(to_float(a & 0xffff) * to_float(b & 0xffff) + to_float(c & 0xffff));
     return low | (u32)rounded(to_float(a >> 16) * to_float(b >> 16) + to_float(c >> 16)) << 16;
+}
+
+static u32 bytes(u32 a, u32 b, u32 choice) {
+    const u64 all = (u64)b << 32 | a;
+    u32 v = 0;
+    for (int i = 0; i < 4; i++) v |= (u32)(all >> (choice >> (4 * i) & 7) * 8 & 255) << (8 * i);
+    return v;
+}
+static float half_value(u32 h) {
+    _Float16 f;
+    memcpy(&f, &h, 2);
+    return (float)f;
+}
+static u32 pair_of_halves(float low, float high) { return rounded(low) | (u32)rounded(high) << 16; }
+static u16 rounded_bfloat(float v) {
+    const u32 bits = __float_as_uint(v);
+    return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+static float divided(float a, float b) { return a / b; }
+static u32 int8_of(float v) { return (u32)(int)fmaxf(-128.f, fminf(127.f, nearbyintf(v))) & 255; }
+static u32 e4m3_of(float v) {
+    const float size = fminf(fabsf(v), 448.f);
+    const int exponent = size < ldexpf(1, -6) ? -6 : ilogbf(size);
+    const int units = (int)nearbyintf(ldexpf(size, 3 - exponent)); // of 2^(exponent - 3); 16 carries into the exponent
+    return (u32)((exponent + 6) * 8 + units) | (v < 0 ? 128 : 0);
+}
+static float power_of_2(float v) { return exp2f(v); }
+
+// ---- between lanes and blocks
+template <class F>
+static u32 from_lanes(u32 v, F f) {                          // f sees what every lane gave
+    Warp& w = warp_of();
+    w.words[lane_of()][0] = v;
+    meet(w.barrier);
+    v = f(w.words);
+    meet(w.barrier);
+    return v;
+}
+static float of_lane(float v, int lane) {
+    return __uint_as_float(from_lanes(__float_as_uint(v), [=](u32 (*all)[8]) { return all[lane][0]; }));
+}
+static bool any_lane(bool v) {
+    return from_lanes(v, [](u32 (*all)[8]) {
+        u32 any = 0;
+        for (int i = 0; i < 32; i++) any |= all[i][0];
+        return any;
+    });
+}
+static u32 transposed(u32 v) {
+    const int row = lane_of() / 4, c = lane_of() % 4;
+    return from_lanes(v, [=](u32 (*all)[8]) {
+        const u32 low = all[8 * c + row / 2][0], high = all[8 * c + 4 + row / 2][0];
+        return row % 2 ? low >> 16 | (high & 0xffff0000u) : (low & 0xffff) | high << 16;
+    });
+}
+static float read_far(const float* at) { return *at; }
+static float4 read16_far(const float* at) { return {at[0], at[1], at[2], at[3]}; }
+static bool last_of(int* count, int number) {
+    __syncthreads();
+    const bool last = *count == number - 1;
+    __syncthreads();
+    if (threadIdx.x == 0) *count = last ? 0 : *count + 1;
+    __syncthreads();
+    return last;
 }
 
 // ---- shared memory and copies
@@ -128,6 +200,7 @@ static u8* at_address(u32 a, int bytes) {
 static u32 address(const void* p) { return (u32)((const u8*)p - block_memory()); }
 template <class T>
 static T read_as(u32 a) { T v; memcpy(&v, at_address(a, sizeof(T)), sizeof(T)); return v; }
+static u32 read2(u32 a) { return read_as<u16>(a); }
 static u32 read4(u32 a) { return read_as<u32>(a); }
 static uint2 read8(u32 a) { return read_as<uint2>(a); }
 static uint4 read16(u32 a) { return read_as<uint4>(a); }
@@ -144,7 +217,7 @@ static void copy(Copy c) {
 }
 static void copy16(u32 to, const u8* from, u64) { copy({to, from, 16, true}); }
 static void copy8(u32 to, const u8* from, u64) { copy({to, from, 8, true}); }
-static void copy16_or_zeros(u32 to, const u8* from, bool inside) { copy({to, from, 16, inside}); }
+static void copy16_or_zeros(u32 to, const u8* from, bool inside, u64 = 0) { copy({to, from, 16, inside}); }
 static void end_group() { current->groups.push_back(std::move(current->open)), current->open.clear(); }
 static void leave(size_t left) {
     auto& g = current->groups;
@@ -161,6 +234,18 @@ static void wait_for_copies() {
     current->open.clear();
 }
 static void show_to_wgmma() {}
+static void begin_barrier(u32) {}
+static void expect_bytes(u32 barrier, u32 bytes) { memcpy(at_address(barrier, 4), &bytes, 4); }
+static void copy_many(u32 to, const u8* from, u32 bytes, u32 barrier) {
+    if (to % 16 || (uintptr_t)from % 16 || bytes % 16) fprintf(stderr, "bulk copy: %u <- %p, %u bytes\n", to, from, bytes), abort();
+    memcpy(at_address(to + bytes - 16, 16) + 16 - bytes, from, bytes);
+    const u32 left = read_as<u32>(barrier) - bytes;
+    memcpy(at_address(barrier, 4), &left, 4);
+}
+static void wait_for_bytes(u32 barrier, u32) {
+    __syncwarp();
+    if (read_as<u32>(barrier)) fprintf(stderr, "%u bytes never come\n", read_as<u32>(barrier)), abort();
+}
 
 // ---- products
 static void load_matrices(u32 (&b)[4], u32 a) {
@@ -171,9 +256,18 @@ static void load_matrices(u32 (&b)[4], u32 a) {
     for (int m = 0; m < 4; m++) memcpy(&b[m], at_address(w.words[8 * m + lane / 4][0], 16) + lane % 4 * 4, 4);
     meet(w.barrier);
 }
-// d += the rows of this lane times x, x(k, n) the right operand; a is exchanged within the warp
+constexpr int PARTS = ACT ? 4 : 2;                           // numbers of a word
+static double number_of(u32 word, int i) {
+    if (ACT == 0) return to_float(word >> 16 * i & 0xffff);
+    const u32 byte = word >> 8 * i & 255;
+    if (ACT == 1) return (int8_t)byte;
+    const int exponent = byte >> 3 & 15;
+    const double size = exponent ? ldexp(8 + (byte & 7), exponent - 10) : ldexp(byte & 7, -9);
+    return byte & 128 ? -size : size;
+}
+// d += the rows of this lane times x, x(word of a row, n) the words of the right operand; a is exchanged within the warp
 template <class X>
-static void rows_times(float (*d)[4], int eights, const u32* a, X x) {
+static void rows_times(Sum (*d)[4], int eights, const u32* a, X x) {
     Warp& w = warp_of();
     const int lane = lane_of(), g = lane / 4, c = lane % 4;
     memcpy(w.words[lane], a, 16);
@@ -181,41 +275,39 @@ static void rows_times(float (*d)[4], int eights, const u32* a, X x) {
     for (int nt = 0; nt < eights; nt++)
         for (int j = 0; j < 4; j++) {
             double sum = d[nt][j];
-            for (int k = 0; k < 16; k++) {
-                const u32 pair = w.words[g * 4 + k % 8 / 2][j / 2 + k / 8 * 2];
-                sum += (double)to_float(k % 2 ? pair >> 16 : pair & 0xffff) * x(k, nt * 8 + 2 * c + j % 2);
+            for (int k = 0; k < 8; k++) {
+                const u32 left = w.words[g * 4 + k % 4][j / 2 + k / 4 * 2], right = x(k, nt * 8 + 2 * c + j % 2);
+                for (int i = 0; i < PARTS; i++) sum += number_of(left, i) * number_of(right, i);
             }
-            d[nt][j] = (float)sum;
+            d[nt][j] = (Sum)sum;
         }
     meet(w.barrier);
 }
-static void multiply(float (&d)[4], const u32* a, u32 b0, u32 b1) {
+static void multiply(Sum (&d)[4], const u32* a, u32 b0, u32 b1) {
     Warp& w = warp_of();
     const int lane = lane_of();
     w.words[lane][4] = b0, w.words[lane][5] = b1;
     meet(w.barrier);
-    rows_times(&d, 1, a, [&](int k, int n) {
-        const u32 pair = w.words[n % 8 * 4 + k % 8 / 2][4 + k / 8];
-        return (double)to_float(k % 2 ? pair >> 16 : pair & 0xffff);
-    });
+    rows_times(&d, 1, a, [&](int k, int n) { return w.words[n % 8 * 4 + k % 4][4 + k / 4]; });
 }
 #if NT
 static void run_wide(Wide& p) {
     for (int i = 0; i < NT; i++)
-        for (int j = 0; j < 4; j++) p.d[i][j] = p.more ? p.old[i][j] : 0.f;
+        for (int j = 0; j < 4; j++) p.d[i][j] = p.more ? p.old[i][j] : 0;
     rows_times(p.d, NT, p.a, [&](int k, int n) {
-        const u32 there = p.x + n / 8 * 1024 + n % 8 * 128 + k * 2;
-        return (double)to_float(read_as<u16>(there ^ (there >> 7 & 7) << 4));
+        const u32 there = p.x + n / 8 * 1024 + n % 8 * 128 + k * 4;
+        return read_as<u32>(there ^ (there >> 7 & 7) << 4);
     });
 }
 static void wide_begin() {}
-static void wide_multiply(float (&d)[NT][4], const u32* a, u32 x, int more) {
+static void wide_multiply(Sum (&d)[NT][4], const u32* a, u32 x16, int more) {
+    const u32 x = x16 * 16;
     if (x % 32) fprintf(stderr, "wide operand at %u\n", x), abort();
     Wide p{d, {}, {a[0], a[1], a[2], a[3]}, x, more};
     if (current->products.empty() || eager) memcpy(p.old, d, sizeof(d));
     if (eager) return run_wide(p);
     current->products.push_back(p);
-    for (auto& row : d) row[0] = row[1] = row[2] = row[3] = NAN;
+    for (auto& row : d) row[0] = row[1] = row[2] = row[3] = (Sum)NAN;
 }
 static void wide_wait() {
     auto products = std::move(current->products);

@@ -9,9 +9,11 @@ Traps     The stream is torch's current one, so capture into CUDA graphs works o
 import ctypes
 import functools
 import importlib.util
+import struct
 from importlib import resources
 
 import torch
+from torch import Tensor
 
 from lowbit.core.errors import KernelUnavailable
 
@@ -87,12 +89,11 @@ class Kernel:
         threads: int,
         arguments: tuple[int, ...],
         shared: int = 0,
-        cluster: int = 1,
         overlap: bool = False,
     ) -> None:
         """Run on torch's current stream. arguments: `Pointer`s and 32-bit integers, in the order of the .cu file.
 
-        cluster: blocks along y that see each other's shared memory; overlap: may start before the kernel before it has ended.
+        overlap: may start before the kernel before it has ended.
         """
         driver = self._driver
         self.allow_shared(shared)
@@ -101,10 +102,16 @@ class Kernel:
         config.blockDimX, config.blockDimY, config.blockDimZ = threads, 1, 1
         config.sharedMemBytes = shared
         config.hStream = torch.cuda.current_stream().cuda_stream
-        config.attrs = _attributes(cluster, overlap)
+        config.attrs = _attributes(overlap)
         config.numAttrs = len(config.attrs)
         types = tuple(ctypes.c_void_p if isinstance(a, Pointer) else ctypes.c_int for a in arguments)
         _checked(driver.cuLaunchKernelEx(config, self._function, (tuple(int(a) for a in arguments), types), 0), self._name)
+
+
+def float_bits(value: float) -> int:
+    """A float32 among the integers of a launch."""
+    found: int = struct.unpack("i", struct.pack("f", value))[0]
+    return found
 
 
 class Pointer(int):
@@ -112,21 +119,22 @@ class Pointer(int):
 
 
 @functools.cache
-def _attributes(cluster: int, overlap: bool):  # type: ignore[no-untyped-def]
+def _attributes(overlap: bool):  # type: ignore[no-untyped-def]
     from cuda.bindings import driver
 
     found = []
-    if cluster > 1:
-        attribute = driver.CUlaunchAttribute()
-        attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
-        attribute.value.clusterDim.x, attribute.value.clusterDim.y, attribute.value.clusterDim.z = 1, cluster, 1
-        found.append(attribute)
     if overlap:
         attribute = driver.CUlaunchAttribute()
         attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
         attribute.value.programmaticStreamSerializationAllowed = 1
         found.append(attribute)
     return found
+
+
+@functools.cache
+def counters(device: torch.device, number: int) -> Tensor:
+    """Zeros where blocks count who came; every launch leaves zeros. Launches on two streams at once must not share them."""
+    return torch.zeros(number, dtype=torch.int32, device=device)
 
 
 @functools.cache

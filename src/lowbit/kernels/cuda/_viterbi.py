@@ -2,8 +2,9 @@
 
 In / Out  values [N, T, V] in units of the code -> fresh bits uint8 [N, T], as lowbit.dtypes._viterbi.search gives them.
 Idea      Two passes as there: around the joint with free ends, then the whole ring with the joint given. A step costs 65536
-          states of about nine instructions each; back pointers are a byte a root and leave for global memory.
-Floor     132 processors x 128 lanes x 1.9 GHz / (65536 x 9 instructions x 1.75 passes) = 31 million weights a second (H200).
+          states of four instructions each, two more that several sequences share; back pointers are a byte a root and leave
+          for global memory.
+Floor     132 processors x 128 lanes x 1.9 GHz / (65536 x 4.5 instructions x 1.75 passes) = 62 million weights a second (H200).
 Traps     Values are the rule's before they are rounded to half precision, costs lose their lowest bits to the winner's number:
           paths may differ from the CPU's where two are equally good to 1e-6.
 """
@@ -19,6 +20,8 @@ from lowbit.kernels.cuda._build import Pointer
 
 MEMORY = 2 << 30
 """Bytes of back pointers at once."""
+MOST = 4
+"""Sequences that a block takes at most; their costs fit beside each other up to 32768 roots."""
 SCALE, SHIFT = 0.00676727294921875, -10.3828125 + 1024 * 0.00676727294921875
 """value = bytes * SCALE + SHIFT: the numbers fp16 0x1EEE and 0xC931 of the rule."""
 
@@ -52,7 +55,7 @@ def _pass(x: Tensor, element: Trellis, start: Tensor, end: Tensor | None, at: in
     """The codes [N, T] of the cheapest path from the roots `start` to `end` (None: any), and its root before step `at`."""
     number, steps, width = x.shape
     roots = 1 << (element.length - element.bits)
-    threads = min(1024, roots)
+    threads, together = min(1024 if roots > 8192 else 512, roots), min(MOST, max(1, 32768 // roots))
     macros = (
         ("HALF", 0),
         ("NT", 0),
@@ -60,17 +63,29 @@ def _pass(x: Tensor, element: Trellis, start: Tensor, end: Tensor | None, at: in
         ("VALUES", width),
         ("LENGTH", element.length),
         ("THREADS", threads),
+        ("TOGETHER", together),
     )
     back = torch.empty(number, steps, roots, dtype=torch.uint8, device=x.device)
     found, root = torch.empty_like(start), torch.empty_like(start)
     codes = torch.empty(number, steps, dtype=torch.uint8, device=x.device)
-    affine = torch.tensor([SCALE, SHIFT], device=x.device)
+    factor = torch.tensor(SCALE / 64).item()
+    affine = torch.tensor([factor, SHIFT - (1 << 23) * factor], device=x.device)
     forward = _build.kernel("viterbi.cu", "forward", macros, x.device.index or 0)
-    forward.launch((number, 1, 1), threads, (*map(_address, (x, start, back, found)), steps, _address(affine)), 4 * roots)
+    forward.launch(
+        (-(-number // together), 1, 1),
+        threads,
+        (*map(_address, (x, start, back, found)), steps, number, _address(affine)),
+        _shared(roots * together),
+    )
     backward = _build.kernel("viterbi.cu", "backward", macros, x.device.index or 0)
     arguments = (*map(_address, (back, found if end is None else end, codes, root)), steps, at, number)
     backward.launch((-(-number // 32), 1, 1), 32, arguments)
     return codes, root
+
+
+def _shared(costs: int) -> int:
+    """Bytes of shared memory: the costs of two steps, or of one where two are too many; and eight beside."""
+    return 8 * costs if 8 * costs <= 200 << 10 else 4 * costs + 8
 
 
 def _address(tensor: Tensor) -> Pointer:

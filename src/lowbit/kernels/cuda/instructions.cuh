@@ -1,7 +1,8 @@
 // instructions.cuh - the machine's instructions by name; put before every .cu file when it is compiled.
 //
 // Nothing else holds assembly, so that the tests can run the .cu files on a CPU with instructions of their own.
-// Compiled with HALF 0 bfloat16 | 1 float16 (the type of pairs), NT (eights of tokens of a wgmma; 0: none).
+// Compiled with HALF 0 bfloat16 | 1 float16 (the type of pairs), NT (eights of tokens of a wgmma; 0: none), ACT 0: products are of
+// halves | 1: of int8, summed in int32 | 2: of float8 e4m3; two bytes lie where a half does.
 
 typedef unsigned int u32;
 typedef unsigned short u16;
@@ -9,6 +10,9 @@ typedef unsigned char u8;
 typedef unsigned long long u64;
 #define INLINE __device__ __forceinline__
 
+#ifndef ACT
+#define ACT 0
+#endif
 #if HALF
 #define PAIR "f16x2"
 #define TYPE "f16"
@@ -19,11 +23,16 @@ typedef unsigned long long u64;
 
 // ---- bits and pairs of halves
 
-INLINE u32 dot_bytes(u32 word, u32 sum) {                    // sum + the four bytes of a word
-    asm("dp4a.u32.u32 %0, %1, %2, %0;" : "+r"(sum) : "r"(word), "r"(0x01010101u));
+INLINE u32 dot_bytes(u32 word, u32 by, u32 sum) {            // sum + the products of the bytes of two words
+    asm("dp4a.u32.u32 %0, %1, %2, %0;" : "+r"(sum) : "r"(word), "r"(by));
     return sum;
 }
 
+INLINE u32 shifted(u32 low, u32 high, int by) {              // 32 bits of the 64, from bit `by` < 32 on
+    u32 v;
+    asm("shf.r.wrap.b32 %0, %1, %2, %3;" : "=r"(v) : "r"(low), "r"(high), "r"(by));
+    return v;
+}
 INLINE u32 and_or(u32 a, u32 mask, u32 b) {                  // (a & mask) | b in one instruction
     u32 v;
     asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(v) : "r"(a), "r"(mask), "r"(b));
@@ -49,15 +58,70 @@ INLINE u32 fma2(u32 a, u32 b, u32 c) {
     asm("fma.rn." PAIR " %0, %1, %2, %3;" : "=r"(v) : "r"(a), "r"(b), "r"(c));
     return v;
 }
+INLINE u32 bytes(u32 a, u32 b, u32 choice) {                 // four of the eight bytes of a (0 .. 3) and b (4 .. 7), by hex digits
+    u32 v;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(v) : "r"(a), "r"(b), "r"(choice));
+    return v;
+}
+INLINE float half_value(u32 h) {                             // of a float16
+    float v;
+    asm("{ .reg .b16 l, h; mov.b32 {l, h}, %1; cvt.f32.f16 %0, l; }" : "=f"(v) : "r"(h));
+    return v;
+}
+INLINE u32 pair_of_halves(float low, float high) {
+    u32 v;
+    asm("cvt.rn." PAIR ".f32 %0, %2, %1;" : "=r"(v) : "f"(low), "f"(high));
+    return v;
+}
+INLINE float divided(float a, float b) {                     // rounded correctly
+    float v;
+    asm("div.rn.f32 %0, %1, %2;" : "=f"(v) : "f"(a), "f"(b));
+    return v;
+}
+INLINE u32 int8_of(float v) {                                // the nearest, ties to even, within the range
+    u32 byte;
+    asm("cvt.rni.sat.s8.f32 %0, %1;" : "=r"(byte) : "f"(v));
+    return byte & 255;
+}
+INLINE u32 e4m3_of(float v) {
+    u16 pair;
+    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(pair) : "f"(0.f), "f"(v));
+    return pair & 255;
+}
+INLINE u16 rounded_bfloat(float v) {
+    u16 h;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(h) : "f"(v));
+    return h;
+}
+INLINE float power_of_2(float v) {
+    float p;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(p) : "f"(v));
+    return p;
+}
 INLINE u16 rounded(float v) {
     u16 h;
     asm("cvt.rn." TYPE ".f32 %0, %1;" : "=h"(h) : "f"(v));
     return h;
 }
 
+// ---- between the lanes of a warp
+
+INLINE float of_lane(float v, int lane) { return __shfl_sync(0xffffffffu, v, lane); }
+INLINE bool any_lane(bool v) { return __any_sync(0xffffffffu, v); }
+INLINE u32 transposed(u32 v) {                               // an 8 x 8 of halves, two of a row in each lane
+    u32 t;
+    asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(t) : "r"(v));
+    return t;
+}
+
 // ---- shared memory, by its 32-bit addresses
 
 INLINE u32 address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
+INLINE u32 read2(u32 at) {
+    u16 v;
+    asm volatile("ld.shared.u16 %0, [%1];" : "=h"(v) : "r"(at) : "memory");
+    return v;
+}
 INLINE u32 read4(u32 at) {
     u32 v;
     asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(at) : "memory");
@@ -91,25 +155,60 @@ INLINE void copy8(u32 to, const u8* from, u64 policy) {
 INLINE void copy16_or_zeros(u32 to, const u8* from, bool inside) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(inside ? 16 : 0) : "memory");
 }
+INLINE void copy16_or_zeros(u32 to, const u8* from, bool inside, u64 policy) {
+    asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;" ::"r"(to), "l"(from), "r"(inside ? 16 : 0), "l"(policy)
+                 : "memory");
+}
 INLINE void end_group() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int N>
 INLINE void wait_for_all_groups_but() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
 INLINE void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 INLINE void show_to_wgmma() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }  // what this thread wrote
 
-// ---- between kernels, and between the blocks of a cluster (along y)
+// ---- bulk copies: one instruction, bytes that lie together; a barrier in shared memory counts them (Hopper)
+
+INLINE void begin_barrier(u32 at) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;\nfence.mbarrier_init.release.cluster;" ::"r"(at) : "memory");
+}
+INLINE void expect_bytes(u32 barrier, u32 bytes) {           // the barrier's next phase ends when so many have come
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+INLINE void copy_many(u32 to, const u8* from, u32 bytes, u32 barrier) {  // addresses and bytes are multiples of 16
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to), "l"(from), "r"(bytes),
+                 "r"(barrier)
+                 : "memory");
+}
+INLINE void wait_for_bytes(u32 barrier, u32 parity) {        // for the end of the phase; phases are 0, 1, 0, ...
+    asm volatile("{ .reg .pred p; again: mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1; @p bra done; bra again; done: }" ::"r"(barrier),
+                 "r"(parity)
+                 : "memory");
+}
+
+// ---- between kernels, and between blocks
 
 INLINE void let_the_next_kernel_start() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
 INLINE void wait_for_the_kernels_before() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-INLINE void meet_the_cluster() {
-    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
-}
-INLINE float read_of_block(const float* here, int block) {   // the same place in another block's shared memory
-    u32 there;
+INLINE float read_far(const float* at) {                     // what another block may have written
     float v;
-    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address(here)), "r"(block));
-    asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(v) : "r"(there) : "memory");
+    asm volatile("ld.relaxed.gpu.f32 %0, [%1];" : "=f"(v) : "l"(at) : "memory");
     return v;
+}
+INLINE float4 read16_far(const float* at) {
+    float4 v;
+    asm volatile("ld.relaxed.gpu.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "l"(at) : "memory");
+    return v;
+}
+// Whether this block is the last of `number` that come here; then it sees what the others wrote before. count: 0 before and after.
+INLINE bool last_of(int* count, int number) {
+    __shared__ int came;
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) came = atomicAdd(count, 1);
+    __syncthreads();
+    if (came != number - 1) return false;
+    __threadfence();
+    if (threadIdx.x == 0) *count = 0;
+    return true;
 }
 
 // ---- products: a 16 x 16 of a warp's rows by columns, 8 tokens; fragments as PTX defines them
@@ -118,42 +217,60 @@ INLINE void load_matrices(u32 (&b)[4], u32 at) {             // four 8 x 8 matri
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(b[0]), "=r"(b[1]), "=r"(b[2]), "=r"(b[3]) : "r"(at) : "memory");
 }
-INLINE void multiply(float (&d)[4], const u32* a, u32 b0, u32 b1) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32." TYPE "." TYPE ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+#if ACT == 1
+typedef int Sum;
+#define MMA "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32"
+#define WGMMA(n) "wgmma.mma_async.sync.aligned.m64n" #n "k32.s32.s8.s8 "
+#define WGMMA_END ", p; }"
+#define SUM "+r"
+#elif ACT == 2
+typedef float Sum;
+#define MMA "mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32"
+#define WGMMA(n) "wgmma.mma_async.sync.aligned.m64n" #n "k32.f32.e4m3.e4m3 "
+#define WGMMA_END ", p, 1, 1; }"
+#define SUM "+f"
+#else
+typedef float Sum;
+#define MMA "mma.sync.aligned.m16n8k16.row.col.f32." TYPE "." TYPE ".f32"
+#define WGMMA(n) "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." TYPE "." TYPE " "
+#define WGMMA_END ", p, 1, 1, 0; }"
+#define SUM "+f"
+#endif
+INLINE void multiply(Sum (&d)[4], const u32* a, u32 b0, u32 b1) {
+    asm(MMA " {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : SUM(d[0]), SUM(d[1]), SUM(d[2]), SUM(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 #if NT
-// Of four warps together, 64 rows: d (+)= a times 16 columns of NT * 8 tokens in shared memory at `x`: rows of 128 bytes,
-// swizzled by 128 bytes. Runs by itself: a and d must not be touched before wide_wait. more: add to d.
+// Of four warps together, 64 rows: d (+)= a times 16 columns of NT * 8 tokens in shared memory: rows of 128 bytes,
+// swizzled by 128 bytes; x16: its address / 16. Runs by itself: a and d must not be touched before wide_wait. more: add to d.
 INLINE void wide_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 INLINE void wide_wait() { asm volatile("wgmma.commit_group.sync.aligned;\nwgmma.wait_group.sync.aligned 0;" ::: "memory"); }
 
-#define WGMMA(n) "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." TYPE "." TYPE " "
-#define D4(i) "+f"(d[i][0]), "+f"(d[i][1]), "+f"(d[i][2]), "+f"(d[i][3])
+#define D4(i) SUM(d[i][0]), SUM(d[i][1]), SUM(d[i][2]), SUM(d[i][3])
 #define A4 "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(more)
-INLINE void wide_multiply(float (&d)[NT][4], const u32* a, u32 x, int more) {
-    const u64 b = (u64)((x & 0x3ffff) >> 4) | (u64)1 << 16 | (u64)(1024 >> 4) << 32 | (u64)1 << 62;
+INLINE void wide_multiply(Sum (&d)[NT][4], const u32* a, u32 x16, int more) {
+    const u64 b = (u64)(x16 + (1 << 16)) | (u64)(1024 >> 4) << 32 | (u64)1 << 62;
 #if NT == 1
-    asm volatile("{ .reg .pred p; setp.ne.b32 p, %9, 0; " WGMMA(8) "{%0,%1,%2,%3}, {%4,%5,%6,%7}, %8, p, 1, 1, 0; }" : D4(0) : A4);
+    asm volatile("{ .reg .pred p; setp.ne.b32 p, %9, 0; " WGMMA(8) "{%0,%1,%2,%3}, {%4,%5,%6,%7}, %8" WGMMA_END : D4(0) : A4);
 #elif NT == 2
-    asm volatile("{ .reg .pred p; setp.ne.b32 p, %13, 0; " WGMMA(16) "{%0,%1,%2,%3,%4,%5,%6,%7}, {%8,%9,%10,%11}, %12, p, 1, 1, 0; }"
+    asm volatile("{ .reg .pred p; setp.ne.b32 p, %13, 0; " WGMMA(16) "{%0,%1,%2,%3,%4,%5,%6,%7}, {%8,%9,%10,%11}, %12" WGMMA_END
                  : D4(0), D4(1) : A4);
 #elif NT == 4
     asm volatile("{ .reg .pred p; setp.ne.b32 p, %21, 0; " WGMMA(32)
-                 "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15}, {%16,%17,%18,%19}, %20, p, 1, 1, 0; }"
+                 "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15}, {%16,%17,%18,%19}, %20" WGMMA_END
                  : D4(0), D4(1), D4(2), D4(3) : A4);
 #elif NT == 8
     asm volatile("{ .reg .pred p; setp.ne.b32 p, %37, 0; " WGMMA(64)
                  "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,"
-                 "%30,%31}, {%32,%33,%34,%35}, %36, p, 1, 1, 0; }"
+                 "%30,%31}, {%32,%33,%34,%35}, %36" WGMMA_END
                  : D4(0), D4(1), D4(2), D4(3), D4(4), D4(5), D4(6), D4(7) : A4);
 #elif NT == 16
     asm volatile("{ .reg .pred p; setp.ne.b32 p, %69, 0; " WGMMA(128)
                  "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,"
                  "%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,"
-                 "%58,%59,%60,%61,%62,%63}, {%64,%65,%66,%67}, %68, p, 1, 1, 0; }"
+                 "%58,%59,%60,%61,%62,%63}, {%64,%65,%66,%67}, %68" WGMMA_END
                  : D4(0), D4(1), D4(2), D4(3), D4(4), D4(5), D4(6), D4(7), D4(8), D4(9), D4(10), D4(11), D4(12), D4(13), D4(14), D4(15) : A4);
 #endif
 }

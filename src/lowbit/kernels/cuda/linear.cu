@@ -6,10 +6,22 @@
 // off exactly. x is the right operand; it lies in shared memory in blocks of 64 columns, swizzled by 128 bytes.
 // WIDE 0: mma.m16n8k16 per warp. WIDE 1: wgmma.m64nNk16 of four warps (Hopper), their tiles one below the other.
 // Sums of one group are scaled in float32; SCALED 1: the weights are, rounded as decoding rounds them.
-// WK warps add up in shared memory, the blocks of a cluster (along y) through each other's.
+// WK warps add up in shared memory, the blocks of one row of tiles (along y) in global memory: the last one to come adds all.
 //
-// Compiled with: BITS 2|3|4|8, HALF 0 bfloat16 | 1 float16, GROUP units of 32 columns (0: a scale per row), ASYM, SCALED,
-// WIDE, NT tokens / 8, RT, WN warps over rows, WK warps over columns, DEPTH.
+// ACT: weights and inputs are bytes, and two bytes are what a half is elsewhere: a column. W is row-major as libraries want it; the
+// operands' columns are x's in another order (see _product.py). Nothing is cut out or scaled before the end.
+//
+// CODEC: 8 weights of a lane and a 16 x 16 tile are 8 * BITS bits of a trellis' stream, which is a ring over the lanes; a weight is a
+// function of the 16 bits that end with its own (lowbit.dtypes._mul1), a half whatever x was. One scale for all, token_scale[0].
+//
+// Compiled with: BITS 2|3|4|8|16, HALF 0 bfloat16 | 1 float16, GROUP units of 32 columns (0: a scale per row), ASYM, SCALED,
+// WIDE, NT tokens / 8, RT, WN warps over rows, WK warps over columns, DEPTH; ACT 0 | 1 int8 | 2 float8 e4m3 (then BITS 16, GROUP 0);
+// CODEC 0 | 1 (then BITS 2|3|4, HALF 1, GROUP 0), OUT 0: y is of the type of x | 1: bfloat16.
+
+#ifndef CODEC
+#define CODEC 0
+#define OUT 0
+#endif
 
 constexpr int LOW = BITS == 3 ? 2 : BITS;                    // bits in the low words
 constexpr int LOW_BYTES = LOW * 256;                         // bytes of a chunk of 16 rows x 128 columns
@@ -20,14 +32,16 @@ constexpr int TILE_BYTES = LOW_BYTES + HIGH_BYTES + META_BYTES;
 constexpr int STAGE = RT * TILE_BYTES;
 constexpr int ROWS = WN * RT * 16;                           // rows of one block
 constexpr int TOKENS = NT * 8;
-constexpr int THREADS = WN * WK * 32;
+constexpr int THREADS = WN * WK * 32;                        // at least TOKENS
 constexpr int LINE = ROWS + 4;                               // floats from token to token among the sums: no bank conflicts
+constexpr bool FOLDED = (GROUP && !SCALED) || (ACT == 2 && WIDE); // wgmma sums e4m3 in few bits: fold them as groups are
+constexpr int UNITS = GROUP ? GROUP : 4;                     // of 32 columns, in a group
 static_assert(!WIDE || (RT == 1 && WN % 4 == 0), "four warps of one tile each make a wgmma");
 
 constexpr int BITS_OF_MAGIC = HALF ? 10 : 7;                 // bits below the hidden one
 constexpr u32 MAGIC = HALF ? 0x64006400u : 0x43004300u;
 constexpr int MAGIC_VALUE = HALF ? 1024 : 128;
-constexpr int PER_SHIFT = (BITS_OF_MAGIC - BITS) / LOW + 1;  // pairs that one shift serves (BITS < 8)
+constexpr int PER_SHIFT = BITS < 8 ? (BITS_OF_MAGIC - BITS) / LOW + 1 : 1;  // pairs that one shift serves
 
 // the half of +-m / 2^p + z, for 0 <= z < 2^BITS, as a pair; m the magic value
 __host__ __device__ constexpr u32 half_bits(int value8) {   // value8 = 8 * value > 0, exact in either type
@@ -90,12 +104,56 @@ INLINE u32 pair_of(u32 low, u32 high, const Zero& zero) {
     }
 }
 
+struct Words {
+    u32 low[2 * LOW];
+    u32 high[BITS == 3 ? 2 : 1];
+};
+
+// CODEC: the 16 bits that end with code I (0 .. 7) of a lane's bits of tile N of the chunk; `before`: the words of the lane before
+template <int N>
+INLINE void ends(u32 (&state)[8], const Words& own, const Words& before) {
+    u32 low, high = 0;
+    if (BITS == 2) {
+        low = bytes(own.low[N / 2], before.low[N / 2], N % 2 ? 0x7632 : 0x5410);
+    } else if (BITS == 3) {                                  // bytes of `low`: own lowest, own middle and highest, one before
+        low = bytes(own.low[N / 2], own.high[N / 4 * (BITS == 3)], 4 + N % 4 + (N % 2 ? 0x320 : 0x100));
+        low = bytes(low, before.high[N / 4 * (BITS == 3)], 0x4210 + 0x1000 * (N % 4));
+        high = before.low[N / 2] >> (N % 2 * 16) & 0xffff;
+    } else {
+        low = own.low[N % (2 * LOW)], high = before.low[N % (2 * LOW)];
+    }
+#pragma unroll
+    for (int i = 0; i < 8; i++) state[i] = (BITS == 2 ? low >> (14 - 2 * i) : shifted(low, high, BITS * (7 - i))) & 0xffff;
+}
+
+template <int N>
+INLINE void decoded_tile(u32* a, const Words& own, const Words& before) {
+    u32 state[8];
+    ends<N>(state, own, before);
+#pragma unroll
+    for (int p = 0; p < 4; p++) {                            // columns + 8 for p % 2, rows + 8 for p / 2
+        const u32 first = dot_bytes(state[2 * p] * 0x83DCD12Du, 0x01010101u, 0x6400u);
+        const u32 second = dot_bytes(state[2 * p + 1] * 0x83DCD12Du, 0x01010101u, 0x6400u);
+        a[p % 2 * 2 + p / 2] = fma2(bytes(first, second, 0x5410), 0x1EEE1EEEu, 0xC931C931u);
+    }
+}
+
 // the operands of two steps (32 columns, unit U of the chunk) of one tile: a[4 * step + register]
 template <int U>
-INLINE void unit(u32 (&a)[8], const u32* low, const u32* high, const Zero& top, const Zero& bottom) {
-    constexpr int N = 16 / LOW, B = U % 2 * 8;               // pairs of a word; first pair in the high word
+INLINE void unit(u32 (&a)[8], const Words& words, const Words& before, const Zero& top, const Zero& bottom) {
+    if constexpr (CODEC) {
+        decoded_tile<2 * U>(a, words, before), decoded_tile<2 * U + 1>(a + 4, words, before);
+        return;
+    }
+    const u32 *low = words.low, *high = words.high;
+    constexpr int N = LOW < 16 ? 16 / LOW : 1, B = U % 2 * 8;               // pairs of a word; first pair in the high word
     const u32* w = low + U * (8 / N);
     const u32 h = BITS == 3 ? high[U / 2] : 0;
+    if constexpr (BITS == 16) {
+#pragma unroll
+        for (int j = 0; j < 8; j++) a[j] = w[j];
+        return;
+    }
     a[0] = pair_of<0 % N, B + 0>(w[0 / N], h, top), a[1] = pair_of<1 % N, B + 1>(w[1 / N], h, bottom);
     a[2] = pair_of<2 % N, B + 2>(w[2 / N], h, top), a[3] = pair_of<3 % N, B + 3>(w[3 / N], h, bottom);
     a[4] = pair_of<4 % N, B + 4>(w[4 / N], h, top), a[5] = pair_of<5 % N, B + 5>(w[5 / N], h, bottom);
@@ -105,13 +163,21 @@ INLINE void unit(u32 (&a)[8], const u32* low, const u32* high, const Zero& top, 
 INLINE float low_half(u32 pair) { return __uint_as_float(pair << 16); }   // scales are bfloat16
 INLINE float high_half(u32 pair) { return __uint_as_float(pair & 0xffff0000u); }
 
-struct Words {
-    u32 low[2 * LOW];
-    u32 high[BITS == 3 ? 2 : 1];
-};
+// BITS 16: where piece `piece` (8 columns) of a row lies in a stage: no banks meet when 8 lanes read 4 pieces of 2 rows
+INLINE u32 row_place(int row, int piece) { return row * 256 + ((piece ^ (row & 1) * 4) << 4); }
 
 INLINE Words read_words(u32 at, int lane) {
     Words w;
+    if constexpr (BITS == 16) {                              // of 32 columns a lane has a piece of row r and one of row r + 8
+#pragma unroll
+        for (int u = 0; u < 4; u++)
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                const uint4 q = read16(at + row_place(lane / 4 + half * 8, u * 4 + lane % 4));
+                w.low[u * 8 + half] = q.x, w.low[u * 8 + 2 + half] = q.y, w.low[u * 8 + 4 + half] = q.z, w.low[u * 8 + 6 + half] = q.w;
+            }
+        return w;
+    }
 #pragma unroll
     for (int v = 0; v < LOW / 2; v++) {
         uint4 q = read16(at + v * 512 + lane * 16);
@@ -122,6 +188,19 @@ INLINE Words read_words(u32 at, int lane) {
         w.high[0] = q.x, w.high[BITS == 3] = q.y;
     }
     return w;
+}
+
+// BITS 16: one stage of the ring from row-major W
+INLINE void fetch_rows(u32 stage, const u8* w, int tile, int rows, int inputs, int chunk, int lane, u64 policy) {
+#pragma unroll
+    for (int rt = 0; rt < RT; rt++)
+#pragma unroll
+        for (int v = 0; v < 8; v++) {
+            const int row = v * 2 + lane / 16, piece = lane % 16, column = chunk * 128 + piece * 8;
+            const u32 to = stage + rt * TILE_BYTES + row_place(row, piece);
+            const u8* from = w + ((size_t)min((tile + rt) * 16 + row, rows - 1) * inputs + column) * 2;
+            copy16_or_zeros(to, from, column < inputs, policy);
+        }
 }
 
 // one stage of the ring: chunk `chunk` of this warp's tiles
@@ -142,27 +221,40 @@ INLINE void fetch(u32 stage, const u8* low, const u8* high, const u8* meta, int 
 // where 16 bytes of x lie in shared memory: block of 64 columns (`block` bytes each), token, eighth of the block
 INLINE u32 x_place(int index, int block, int token, int eighth) { return index * block + token * 128 + ((eighth ^ (token & 7)) << 4); }
 
-INLINE void copy_x(u32 to, int block, const u8* x, int inputs, int chunk, int token, int v) {
-    const int column = chunk * 128 + v * 8;
-    const bool inside = column < inputs;                     // zeros beyond the last column
-    const u8* from = inside ? x + ((size_t)token * inputs + column) * 2 : x;
-    copy16_or_zeros(to + x_place(v / 8, block, token, v % 8), from, inside);
-}
+// Copies x into shared memory, 16 bytes a time. Many tokens: a thread has one eighth of one block of 64 columns, of every
+// (THREADS / 16)-th token, so that its places follow from one another.
+struct CopyX {
+    const u8* from;
+    u32 to;
+    int block, tokens, inputs, token, v;
 
-// `chunks` chunks from `chunk` on of every token of this block into shared memory
-INLINE void load_x(u32 to, int block, const u8* x, int tokens, int inputs, int chunk, int chunks) {
-    if (NT == 1) {
-        for (int i = threadIdx.x; i < tokens * chunks * 16; i += THREADS) {
-            const int token = tokens == 1 ? 0 : i / (chunks * 16);
-            copy_x(to, block, x, inputs, chunk, token, i - token * chunks * 16);
-        }
-    } else {
-        for (int token = threadIdx.x / 16; token < tokens; token += THREADS / 16)
-#pragma unroll 4
-            for (int c = 0; c < chunks; c++) copy_x(to, block, x, inputs, chunk, token, c * 16 + threadIdx.x % 16);
+    INLINE CopyX(u32 shared, int block_, const u8* x, int tokens_, int inputs_) : block(block_), tokens(tokens_), inputs(inputs_) {
+        token = threadIdx.x / 16, v = threadIdx.x % 16;
+        from = x + (size_t)(NT == 1 ? 0 : token) * inputs * 2 + (NT == 1 ? 0 : v * 16);
+        to = shared + (NT == 1 || THREADS % 128 ? 0 : x_place(v / 8, block, token, v % 8));
     }
-}
+    // `chunks` chunks from `chunk` on, `at` bytes behind the start
+    INLINE void operator()(u32 at, int chunk, int chunks) const {
+        if (NT == 1) {
+            for (int i = threadIdx.x; i < tokens * chunks * 16; i += THREADS) {
+                const int t = tokens == 1 ? 0 : i / (chunks * 16), piece = i - t * chunks * 16, column = chunk * 128 + piece * 8;
+                const u32 place = at + to + x_place(piece / 8, block, t, piece % 8);
+                copy16_or_zeros(place, from + ((size_t)t * inputs + column) * 2, column < inputs);  // zeros beyond the last column
+            }
+            return;
+        }
+        const int left = (inputs - v * 8 - chunk * 128 + 127) / 128;  // chunks in which this thread's columns are there
+        const u8* row = from + (size_t)chunk * 256;
+        for (int t = token; t < tokens; t += THREADS / 16) {
+            const u32 place = THREADS % 128 ? at + to + x_place(v / 8, block, t, v % 8) : at + to + (t - token) * 128;
+#pragma unroll 4
+            for (int c = 0; c < chunks; c++) copy16_or_zeros(place + c * 2 * block, row + c * 256, c < left);
+            row += (size_t)(THREADS / 16) * inputs * 2;
+        }
+    }
+};
 
+typedef Sum Part[RT][NT][4];
 typedef float Sums[RT][NT][4];
 
 INLINE u32 scale_pair(u32 bits) {                            // a bfloat16 scale twice, in the type of x
@@ -181,47 +273,48 @@ struct Group {
     }
 };
 
-INLINE void add_scaled(Sums& total, Sums& part, const Group (&group)[RT]) {
+INLINE void add_scaled(Sums& total, Part& part, const Group (&group)[RT]) {
 #pragma unroll
     for (int rt = 0; rt < RT; rt++)
 #pragma unroll
         for (int nt = 0; nt < NT; nt++) {
-            total[rt][nt][0] += part[rt][nt][0] * group[rt].upper, total[rt][nt][1] += part[rt][nt][1] * group[rt].upper;
-            total[rt][nt][2] += part[rt][nt][2] * group[rt].lower, total[rt][nt][3] += part[rt][nt][3] * group[rt].lower;
-            if (!WIDE) part[rt][nt][0] = part[rt][nt][1] = part[rt][nt][2] = part[rt][nt][3] = 0.f;
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                total[rt][nt][j] += part[rt][nt][j] * (GROUP == 0 ? 1.f : j < 2 ? group[rt].upper : group[rt].lower);
+                if (!WIDE) part[rt][nt][j] = 0;
+            }
         }
 }
 
 // 32 columns: unit U of a chunk. `part` sums a group, or everything where there is no scale to apply to a group
 template <int U>
-INLINE void step(Sums& part, Sums& total, const Words (&w)[RT], Group (&group)[RT], u32 meta, const u32 (&x_at)[NT],
+INLINE void step(Part& part, Sums& total, const Words (&w)[RT], const Words (&before)[RT], Group (&group)[RT], u32 meta, const u32 (&x_at)[NT],
                                      u32 x, int block, int lane) {
-    constexpr int units = GROUP ? GROUP : 1;
-    if (GROUP && U % units == 0) {
+    if (GROUP && U % UNITS == 0) {
 #pragma unroll
         for (int rt = 0; rt < RT; rt++) {
-            const u32 at = meta + rt * TILE_BYTES + (U / units * 8 + lane / 4) * META;
+            const u32 at = meta + rt * TILE_BYTES + (U / UNITS * 8 + lane / 4) * META;
             group[rt].set(read4(at), ASYM ? read4(at + 4) : 0);
         }
     }
     u32 a[RT][8];
 #pragma unroll
     for (int rt = 0; rt < RT; rt++) {
-        unit<U>(a[rt], w[rt].low, w[rt].high, group[rt].top, group[rt].bottom);
+        unit<U>(a[rt], w[rt], before[rt], group[rt].top, group[rt].bottom);
         if (SCALED) {
 #pragma unroll
             for (int j = 0; j < 8; j++) a[rt][j] = mul2(a[rt][j], j % 2 ? group[rt].lower2 : group[rt].upper2);
         }
     }
-    const u32 at = x + U / 2 * block;
 #if WIDE
-    constexpr bool last = GROUP && !SCALED && (U + 1) % units == 0;  // unit of its group
+    constexpr bool last = FOLDED && (U + 1) % UNITS == 0;    // unit of its group
     wide_begin();
-    wide_multiply(part[0], a[0], at + U % 2 * 64, !(GROUP && !SCALED && U % units == 0));
-    wide_multiply(part[0], a[0] + 4, at + U % 2 * 64 + 32, 1);
+    wide_multiply(part[0], a[0], (x >> 4) + (U / 2 * TOKENS * 128 + U % 2 * 64) / 16, !(FOLDED && U % UNITS == 0));
+    wide_multiply(part[0], a[0] + 4, (x >> 4) + (U / 2 * TOKENS * 128 + U % 2 * 64 + 32) / 16, 1);
     if (last || U == 3) wide_wait();
     if (last) add_scaled(total, part, group);
 #else
+    const u32 at = x + U / 2 * block;
 #pragma unroll
     for (int nt = 0; nt < NT; nt++) {
         u32 b[4];
@@ -232,18 +325,29 @@ INLINE void step(Sums& part, Sums& total, const Words (&w)[RT], Group (&group)[R
             multiply(part[rt][nt], a[rt] + 4, b[2], b[3]);
         }
     }
-    if (GROUP && !SCALED && (U + 1) % units == 0) add_scaled(total, part, group);
+    if (FOLDED && (U + 1) % UNITS == 0) add_scaled(total, part, group);
 #endif
 }
 
-INLINE float sum_of_warps(const float* at) {
-    float v = 0.f;
+INLINE float4 operator+(float4 a, float4 b) { return {a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w}; }
+
+INLINE u16 in_type(float v) { return OUT ? rounded_bfloat(v) : rounded(v); }
+
+// rows row .. row + 3 of y, whose rows lie `rows` apart
+INLINE void put4(u16* y, int row, int rows, float4 v, float by) {
+    const u16 h[4] = {in_type(v.x * by), in_type(v.y * by), in_type(v.z * by), in_type(v.w * by)};
+    if (rows % 4 == 0) {
+        if (row < rows) *(uint2*)(y + row) = uint2{h[0] | (u32)h[1] << 16, h[2] | (u32)h[3] << 16};
+        return;
+    }
 #pragma unroll
-    for (int k = 0; k < WK; k++) v += at[k * TOKENS * LINE];
-    return v;
+    for (int i = 0; i < 4; i++)
+        if (row + i < rows) y[row + i] = h[i];
 }
 
+// part [row blocks x token blocks, slices, TOKENS, ROWS] and count [row blocks x token blocks] (0 before and after): for slices > 1
 extern "C" __global__ void __launch_bounds__(THREADS) product(const u8* x, const u8* low, const u8* high, const u8* meta, u16* y,
+                                                              const float* token_scale, float* part_sums, int* count,
                                                               int all_tokens, int rows, int inputs, int chunks, int span) {
     extern __shared__ __align__(1024) u8 shared[];
     let_the_next_kernel_start();
@@ -257,13 +361,19 @@ extern "C" __global__ void __launch_bounds__(THREADS) product(const u8* x, const
     const int buffers = span < per ? 2 : 1, buffer = span * 2 * block;
     const u32 xs = address(shared), ring = xs + buffers * buffer + warp * DEPTH * STAGE;
     const u64 policy = streamed();
+    const auto get = [&](int i) {                                    // round i into its stage
+        const int chunk = first + wk + i * WK;
+        const u32 stage = ring + i % DEPTH * STAGE;
+        if (BITS == 16) fetch_rows(stage, low, tile, rows, inputs, chunk, lane, policy);
+        else fetch(stage, low, high, meta, tile, tiles, chunk, chunks, lane, policy);
+    };
 #pragma unroll
     for (int d = 0; d < DEPTH - 1; d++) {
-        if (d < steps) fetch(ring + d * STAGE, low, high, meta, tile, tiles, first + wk + d * WK, chunks, lane, policy);
+        if (d < steps) get(d);
         end_group();
     }
     Group group[RT];
-    if (GROUP == 0) {
+    if (GROUP == 0 && !CODEC) {
 #pragma unroll
         for (int rt = 0; rt < RT; rt++) {
             const u32* m = (const u32*)(meta + ((size_t)min(tile + rt, tiles - 1) * 8 + lane / 4) * META);
@@ -275,12 +385,16 @@ extern "C" __global__ void __launch_bounds__(THREADS) product(const u8* x, const
     // the one before it is used. A group of copies is complete DEPTH - 1 rounds after it was made: span / WK >= DEPTH - 1.
     wait_for_the_kernels_before();
     x += (size_t)token * inputs * 2;
-    load_x(xs, block, x, tokens, inputs, first, min(span, mine));
+    __shared__ float token_scales[TOKENS];
+    if ((ACT || CODEC) && threadIdx.x < tokens) token_scales[threadIdx.x] = token_scale[CODEC ? 0 : token + threadIdx.x];
+    const CopyX copy_x(xs, block, x, tokens, inputs);
+    copy_x(0, first, min(span, mine));
     wait_for_copies();
     show_to_wgmma();
     __syncthreads();
 
-    Sums part = {}, total = {};
+    Part part = {};
+    Sums total = {};
     u32 x_at[NT];                                                    // tokens beyond the last repeat it and are not written
 #pragma unroll
     for (int nt = 0; nt < NT; nt++) x_at[nt] = x_place(0, block, min(nt * 8 + lane % 8, tokens - 1), lane / 8);
@@ -297,23 +411,25 @@ extern "C" __global__ void __launch_bounds__(THREADS) product(const u8* x, const
         }
         if (place == 0) {
             const int start = (i + per_span) * WK;
-            if (start < mine) load_x(xs + (now ^ 1) * buffer, block, x, tokens, inputs, first + start, min(span, mine - start));
+            if (start < mine) copy_x((now ^ 1) * buffer, first + start, min(span, mine - start));
         }
         const int next = i + DEPTH - 1;
-        if (next < steps)
-            fetch(ring + next % DEPTH * STAGE, low, high, meta, tile, tiles, first + wk + next * WK, chunks, lane, policy);
+        if (next < steps) get(next);
         end_group();
         if (i < steps) {
             const u32 stage = ring + i % DEPTH * STAGE;
-            Words w[RT];
+            Words w[RT], before[RT];
 #pragma unroll
-            for (int rt = 0; rt < RT; rt++) w[rt] = read_words(stage + rt * TILE_BYTES, lane);
+            for (int rt = 0; rt < RT; rt++) {
+                w[rt] = read_words(stage + rt * TILE_BYTES, lane);
+                if (CODEC) before[rt] = read_words(stage + rt * TILE_BYTES, (lane + 31) % 32);
+            }
             const u32 metas = stage + LOW_BYTES + HIGH_BYTES;
             const u32 at = xs + now * buffer + (wk + place * WK) * 2 * block;
-            step<0>(part, total, w, group, metas, x_at, at, block, lane);
-            step<1>(part, total, w, group, metas, x_at, at, block, lane);
-            step<2>(part, total, w, group, metas, x_at, at, block, lane);
-            step<3>(part, total, w, group, metas, x_at, at, block, lane);
+            step<0>(part, total, w, before, group, metas, x_at, at, block, lane);
+            step<1>(part, total, w, before, group, metas, x_at, at, block, lane);
+            step<2>(part, total, w, before, group, metas, x_at, at, block, lane);
+            step<3>(part, total, w, before, group, metas, x_at, at, block, lane);
         }
         place++;
     }
@@ -323,10 +439,13 @@ extern "C" __global__ void __launch_bounds__(THREADS) product(const u8* x, const
 #pragma unroll
             for (int nt = 0; nt < NT; nt++)
 #pragma unroll
-                for (int j = 0; j < 4; j++) total[rt][nt][j] = part[rt][nt][j] * (SCALED ? 1.f : j < 2 ? group[rt].upper : group[rt].lower);
+                for (int j = 0; j < 4; j++) {
+                    const float sum = FOLDED ? total[rt][nt][j] : part[rt][nt][j];
+                    total[rt][nt][j] = sum * (SCALED || CODEC ? 1.f : j < 2 ? group[rt].upper : group[rt].lower);
+                }
     }
 
-    // sums of the warps, then of the blocks of the cluster, in order of index
+    // sums of the warps, then of the blocks that share the columns, in order of index
     __syncthreads();
     float* sums = (float*)shared;
 #pragma unroll
@@ -340,48 +459,69 @@ extern "C" __global__ void __launch_bounds__(THREADS) product(const u8* x, const
             }
     __syncthreads();
     y += (size_t)token * rows;
-    const int used = tokens * ROWS;
-    if (slices == 1) {
-        for (int i = threadIdx.x; i < used; i += THREADS) {
-            const int column = i / ROWS, row = i % ROWS;
-            const float v = sum_of_warps(sums + column * LINE + row);
-            if (blockIdx.x * ROWS + row < rows) y[(size_t)column * rows + blockIdx.x * ROWS + row] = rounded(v);
-        }
-        return;
+    constexpr int FOURS = ROWS / 4;
+    const int tile_index = blockIdx.z * gridDim.x + blockIdx.x;
+    part_sums += (size_t)tile_index * slices * TOKENS * ROWS;
+    for (int i = threadIdx.x; i < tokens * FOURS; i += THREADS) {
+        const int column = i / FOURS, row = i % FOURS * 4;
+        float4 v = *(const float4*)(sums + column * LINE + row);
+#pragma unroll
+        for (int k = 1; k < WK; k++) v = v + *(const float4*)(sums + (k * TOKENS + column) * LINE + row);
+        if (slices == 1) put4(y + (size_t)column * rows, blockIdx.x * ROWS + row, rows, v, ACT || CODEC ? token_scales[column] : 1.f);
+        else *(float4*)(part_sums + ((size_t)blockIdx.y * TOKENS + column) * ROWS + row) = v;
     }
-    if (WK > 1)
-        for (int i = threadIdx.x; i < used; i += THREADS) {
-            float* at = sums + i / ROWS * LINE + i % ROWS;
-            *at = sum_of_warps(at);
+    if (slices == 1 || !last_of(count + tile_index, slices)) return;
+    for (int i = threadIdx.x; i < tokens * FOURS; i += THREADS) {
+        const int column = i / FOURS, row = i % FOURS * 4;
+        const float* at = part_sums + column * ROWS + row;
+        float4 v = {0.f, 0.f, 0.f, 0.f};
+#pragma unroll 1
+        for (int k = 0; k < slices; k += 4) {                        // four reads on their way at once
+            float4 some[4];
+#pragma unroll
+            for (int j = 0; j < 4; j++) some[j] = read16_far(at + (size_t)min(k + j, slices - 1) * TOKENS * ROWS);
+#pragma unroll
+            for (int j = 0; j < 4; j++)
+                if (k + j < slices) v = v + some[j];
         }
-    meet_the_cluster();
-    for (int i = blockIdx.y * THREADS + threadIdx.x; i < used; i += slices * THREADS) {
-        const int column = i / ROWS, row = i % ROWS;
-        float v = 0.f;
-        for (int k = 0; k < slices; k++) v += read_of_block(sums + column * LINE + row, k);
-        if (blockIdx.x * ROWS + row < rows) y[(size_t)column * rows + blockIdx.x * ROWS + row] = rounded(v);
+        put4(y + (size_t)column * rows, blockIdx.x * ROWS + row, rows, v, ACT || CODEC ? token_scales[column] : 1.f);
     }
-    meet_the_cluster();
 }
+
+#if !ACT
 
 // 32 columns of a tile of the decoded matrix into shared memory, rows 272 bytes apart
 template <int U>
-INLINE void decode_unit(u32 to, const Words& w, const u8* meta, int lane) {
+INLINE void decode_unit(u32 to, const Words& w, const Words& before, const u8* meta, int lane) {
     constexpr int g = U / (GROUP ? GROUP : 1);
     const u32* m = (const u32*)(meta + ((GROUP ? g * 8 : 0) + lane / 4) * META);
     Zero top, bottom;
     if (ASYM) top = zero_of(m[1] & 0xffff), bottom = zero_of(m[1] >> 16);
-    u32 a[8];
-    unit<U>(a, w.low, w.high, top, bottom);
-    const u32 scale[2] = {scale_pair(m[0] & 0xffff), scale_pair(m[0] >> 16)};
+    u32 a[8], scale[2];
+    unit<U>(a, w, before, top, bottom);
+    if (!CODEC) scale[0] = scale_pair(m[0] & 0xffff), scale[1] = scale_pair(m[0] >> 16);
 #pragma unroll
     for (int j = 0; j < 8; j++) {                            // step j / 4, columns + 8 for j % 4 / 2, rows + 8 for j % 2
         const u32 at = to + (lane / 4 + j % 2 * 8) * 272 + (U * 32 + j / 4 * 16 + j % 4 / 2 * 8 + lane % 4 * 2) * 2;
-        write4(at, mul2(a[j], scale[j % 2]));
+        write4(at, CODEC ? a[j] : mul2(a[j], scale[j % 2]));
     }
 }
 
-// the decoded matrix: one warp per tile and chunk; grid (chunks / 4, tiles), 4 warps
+INLINE Words words_of(const u8* low, const u8* high, int lane) {
+    Words w;
+#pragma unroll
+    for (int v = 0; v < LOW / 2; v++) {
+        const uint4 q = *(const uint4*)(low + v * 512 + lane * 16);
+        w.low[4 * v] = q.x, w.low[4 * v + 1] = q.y, w.low[4 * v + 2] = q.z, w.low[4 * v + 3] = q.w;
+    }
+    if (BITS == 3) {
+        const uint2 q = *(const uint2*)(high + lane * 8);
+        w.high[0] = q.x, w.high[BITS == 3] = q.y;
+    }
+    return w;
+}
+
+// the decoded matrix (CODEC: less its scale): one warp per tile and chunk; grid (chunks / 4, tiles), 4 warps
 extern "C" __global__ void __launch_bounds__(128) matrix(const u8* low, const u8* high, const u8* meta, u16* out, int rows, int inputs, int chunks) {
     __shared__ __align__(16) u8 tiles[4][16 * 272];
     const int lane = threadIdx.x % 32, chunk = blockIdx.x * 4 + threadIdx.x / 32, tile = blockIdx.y;
@@ -389,22 +529,15 @@ extern "C" __global__ void __launch_bounds__(128) matrix(const u8* low, const u8
     wait_for_the_kernels_before();
     if (chunk >= chunks) return;
     const size_t at = (size_t)tile * chunks + chunk;
-    Words w;
-#pragma unroll
-    for (int v = 0; v < LOW / 2; v++) {
-        const uint4 q = *(const uint4*)(low + at * LOW_BYTES + v * 512 + lane * 16);
-        w.low[4 * v] = q.x, w.low[4 * v + 1] = q.y, w.low[4 * v + 2] = q.z, w.low[4 * v + 3] = q.w;
-    }
-    if (BITS == 3) {
-        const uint2 q = *(const uint2*)(high + at * 256 + lane * 8);
-        w.high[0] = q.x, w.high[BITS == 3] = q.y;
-    }
+    const Words w = words_of(low + at * LOW_BYTES, high + at * 256, lane);
+    Words before;
+    if (CODEC) before = words_of(low + at * LOW_BYTES, high + at * 256, (lane + 31) % 32);
     const u8* m = meta + (GROUP ? at * META_BYTES : (size_t)tile * 8 * META);
     const u32 to = address(tiles[threadIdx.x / 32]);
-    decode_unit<0>(to, w, m, lane);
-    decode_unit<1>(to, w, m, lane);
-    decode_unit<2>(to, w, m, lane);
-    decode_unit<3>(to, w, m, lane);
+    decode_unit<0>(to, w, before, m, lane);
+    decode_unit<1>(to, w, before, m, lane);
+    decode_unit<2>(to, w, before, m, lane);
+    decode_unit<3>(to, w, before, m, lane);
     __syncwarp();
 #pragma unroll
     for (int i = 0; i < 8; i++) {
@@ -413,3 +546,4 @@ extern "C" __global__ void __launch_bounds__(128) matrix(const u8* low, const u8
         if (tile * 16 + row < rows && column < inputs) *(uint4*)(out + (size_t)(tile * 16 + row) * inputs + column) = q;
     }
 }
+#endif

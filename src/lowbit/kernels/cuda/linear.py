@@ -12,13 +12,12 @@ Layout    Tiles of 16 rows x chunks of 128 columns. Lane 4r + c (r 0..7, c 0..3)
           meta: int16 [tiles, chunks, groups of a chunk, r, (scale r, scale r + 8, zero r, zero r + 8)], the last two only if
           asymmetric; with one scale per row [tiles, r, ...].
 Source    Marlin (2408.11743) for magic numbers and fragment order; the layout, the column order and the schedule are our own.
-Figures   H200, int4-g128, 1 token, in a CUDA graph, weights past the L2: 5.25 / 11.1 / 11.3 us for 4096x4096 / 14336x4096 /
-          4096x14336, 1.20 / 1.23 / 1.25 times the time of reading the bytes (measured before the columns got this order).
+Figures   H200, int4-g128, in a CUDA graph, weights past the L2, 4096x4096 / 14336x4096 / 4096x14336 in us: 1 token 5.0 / 10.8 /
+          11.0, 16 tokens 5.8 / 13.5 / 14.1, 64 tokens 11.0 / 22.6 / 25.8; reading the bytes takes 4.4 / 9.0 / 9.0.
 Traps     bfloat16 holds 128 + u exactly for 7 bits only: 8 bits go through (128 + low 7 bits) - (128 or 256).
 """
 
 import functools
-from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -26,17 +25,11 @@ from torch import Tensor
 from lowbit.core.errors import ShapeError
 from lowbit.formats import Format
 from lowbit.kernels import packing
-from lowbit.kernels.cuda import _build
-from lowbit.kernels.cuda._build import Pointer
+from lowbit.kernels.cuda import _build, _product
+from lowbit.kernels.cuda._product import DECODE_TOKENS, Kind, Tiles
 
 RANK = 30
-DECODE_TOKENS = 64
-"""Above this many tokens the matrix is decoded first."""
-PROCESSORS = 132
-"""Multiprocessors that the cuts are made for (H100, H200)."""
 HIGH_BITS = (2, 4, 6, 3, 5, 7, 14, 15, 8, 10, 12, 9, 11, 13, 0, 1)
-SHARED = 227 << 10
-"""Bytes of shared memory that a block can have."""
 
 
 def supports(format: Format, shape: tuple[int, int], device: torch.device, dtype: torch.dtype, tokens: int) -> str:
@@ -71,6 +64,12 @@ def _per_chunk(format: Format) -> int:
     """Groups that a chunk of 128 columns holds in meta; 0: a scale per row."""
     group = format.group[1]
     return 128 // min(group, 128) if group else 0
+
+
+@functools.cache
+def kind(format: Format) -> Kind:
+    """What linear.cu must know of a format."""
+    return Kind(_bits(format), _per_chunk(format), format.zero == "int")
 
 
 def prepare(format: Format, packed: Tensor, parts: dict[str, Tensor], shape: tuple[int, int]) -> dict[str, Tensor]:
@@ -169,65 +168,6 @@ def restore(prepared: dict[str, Tensor], format: Format, shape: tuple[int, int])
     return packing.pack_codes(format, _from_pairs(pairs, shape)), parts
 
 
-@dataclass(frozen=True)
-class Tiles:
-    """How a product is cut: each warp has `high` tiles of 16 rows; a block has `beside` warps over rows and `along` over
-    columns; `slices` blocks share the columns; `stages` chunks wait in a warp's ring; x comes `span` rounds at a time (0:
-    whole). wide: four warps multiply together (wgmma). scaled: weights are scaled before the product, not sums after it.
-    """
-
-    high: int
-    beside: int
-    along: int
-    slices: int
-    stages: int
-    span: int = 0
-    wide: bool = False
-    scaled: bool = False
-
-
-def tiles(format: Format, tokens: int, rows: int, chunks: int) -> Tiles:
-    """The cut for a product of so many tokens, rows and chunks of 128 columns: the first that fits into shared memory."""
-    if tokens <= 8:
-        wanted = _narrow(rows, chunks)
-    else:
-        wanted = [*(_sixteen(rows, chunks) if tokens <= 16 else []), *_wide(tokens, rows, chunks)]
-    smaller = [replace(how, stages=stages, span=stages - 1) for how in wanted for stages in (how.stages, 3, 2)]
-    return next(how for how in wanted + smaller if shared_bytes(format, tokens, chunks, how) <= SHARED)
-
-
-def _narrow(rows: int, chunks: int) -> list[Tiles]:
-    """At most 8 tokens: about one block of 32 rows on each multiprocessor, as many warps along the columns as that leaves."""
-    blocks = -(-rows // 32)
-    if blocks <= PROCESSORS // 2:
-        return [Tiles(1, 1, 8, 2 if chunks >= 16 else 1, 5), Tiles(1, 1, 4, 1, 3)]
-    if blocks <= PROCESSORS:
-        return [Tiles(2, 1, 16, 1, 5 if chunks <= 64 else 3), Tiles(2, 1, 8, 1, 3)]
-    return [Tiles(2, 1, 8 if blocks <= 2 * PROCESSORS else 4, 1, 5), Tiles(2, 1, 4, 1, 3)]
-
-
-def _sixteen(rows: int, chunks: int) -> list[Tiles]:
-    """9 to 16 tokens: eight warps of 32 rows, as many of them side by side as leave a block for most multiprocessors."""
-    slices = 2 if chunks > 64 else 1
-    beside = next((n for n in (4, 2) if -(-rows // (32 * n)) * slices >= 2 * PROCESSORS // 3), 1)
-    return [Tiles(2, beside, 8 // beside, slices, 4 if slices > 1 else 3, 3 if slices > 1 else 0)]
-
-
-def _wide(tokens: int, rows: int, chunks: int) -> list[Tiles]:
-    """Groups of four warps multiply together. Tall blocks share x; two slices of the columns where rows alone are too few."""
-    if tokens > DECODE_TOKENS:
-        return [Tiles(1, beside, 1, 1, 3, 2, True, True) for beside in (16, 8, 4)]
-    cuts = []
-    for beside in (8, 4):
-        blocks = -(-rows // (16 * beside))
-        slices = max(n for n in (1, 2, 4, 8) if n <= max(1, min(PROCESSORS // blocks, chunks // 4)))
-        along = 2 if beside == 8 or tokens > 32 else 4
-        how = Tiles(1, beside, along, slices, 3, 4 if tokens <= 32 else 2, True)
-        cuts.append((blocks * slices < 2 * PROCESSORS // 3 or slices > 2, how))
-    whole = [how for _, how in sorted(cuts, key=lambda cut: cut[0])]
-    return [*whole, *(replace(how, along=1) for how in whole)]
-
-
 def linear(x: Tensor, prepared: dict[str, Tensor], format: Format, shape: tuple[int, int]) -> Tensor:
     """x [tokens, in] -> y [tokens, out] of x's type. Raises ShapeError when x does not fit."""
     if x.shape[-1] != shape[1]:
@@ -235,50 +175,6 @@ def linear(x: Tensor, prepared: dict[str, Tensor], format: Format, shape: tuple[
     if x.shape[0] <= DECODE_TOKENS:
         return product(x.contiguous(), prepared, format, shape)
     return torch.nn.functional.linear(x, matrix(prepared, format, shape, x.dtype))
-
-
-@functools.lru_cache(maxsize=1024)
-def _macros(format: Format, dtype: torch.dtype, how: Tiles, tokens: int) -> _build.Macros:
-    per_chunk = _per_chunk(format)
-    values = {
-        "BITS": _bits(format), "HALF": int(dtype == torch.float16), "GROUP": 4 // per_chunk if per_chunk else 0,
-        "ASYM": int(format.zero == "int"), "SCALED": int(how.scaled), "WIDE": int(how.wide), "NT": eights(tokens),
-        "RT": how.high, "WN": how.beside, "WK": how.along, "DEPTH": how.stages,
-    }  # fmt: skip
-    return tuple(values.items())
-
-
-def eights(tokens: int) -> int:
-    """Eights of tokens that a block takes: 1, 2, 4, 8 or 16."""
-    return next((n for n in (1, 2, 4, 8) if tokens <= 8 * n), 16)
-
-
-def spans(chunks: int, how: Tiles) -> tuple[int, int]:
-    """Chunks of x in a buffer, and buffers."""
-    whole = -(-chunks // how.slices)
-    rounds = -(-whole // how.along)
-    if how.span == 0 or rounds <= how.span:
-        return rounds * how.along, 1
-    return how.span * how.along, 2
-
-
-def shared_bytes(format: Format, tokens: int, chunks: int, how: Tiles) -> int:
-    """Shared memory of a block."""
-    meta = _per_chunk(format) * 8 * (8 if format.zero == "int" else 4)
-    ring = how.beside * how.along * how.stages * how.high * (_bits(format) * 256 + meta)
-    span, buffers = spans(chunks, how)
-    lines = 8 * eights(tokens)
-    x = buffers * span * 256 * (lines if how.wide else min(tokens, lines))
-    return max(ring + x, how.along * lines * (how.beside * how.high * 16 + 4) * 4)
-
-
-def grid(tokens: int, rows: int, how: Tiles) -> tuple[int, int, int]:
-    """Blocks over rows, over columns (a cluster) and over tokens."""
-    return -(-rows // (16 * how.high * how.beside)), how.slices, -(-tokens // (8 * eights(tokens)))
-
-
-def _address(tensor: Tensor | None) -> Pointer:
-    return Pointer(0 if tensor is None else tensor.data_ptr())
 
 
 def product(
@@ -290,15 +186,8 @@ def product(
     overlap: bool = True,
 ) -> Tensor:
     """x [tokens, in] -> y [tokens, out] in one launch. how: another cut than `tiles` chooses; overlap: start early."""
-    tokens, rows = x.shape[0], shape[0]
-    y = torch.empty(tokens, rows, dtype=x.dtype, device=x.device)
-    chunks = prepared["low"].shape[1]
-    how = how or tiles(format, tokens, rows, chunks)
-    kernel = _build.kernel("linear.cu", "product", _macros(format, x.dtype, how, tokens), x.device.index)
-    weights = (prepared["low"], prepared.get("high"), prepared["meta"])
-    arguments = (*map(_address, (x, *weights, y)), tokens, *shape, chunks, spans(chunks, how)[0])
-    shared = shared_bytes(format, tokens, chunks, how)
-    kernel.launch(grid(tokens, rows, how), 32 * how.beside * how.along, arguments, shared, how.slices, overlap)
+    y = torch.empty(x.shape[0], shape[0], dtype=x.dtype, device=x.device)
+    _product.launch(x, prepared, y, kind(format), shape, how=how, overlap=overlap)
     return y
 
 
@@ -306,7 +195,8 @@ def matrix(prepared: dict[str, Tensor], format: Format, shape: tuple[int, int], 
     """The decoded matrix [out, in], rounded to `dtype`."""
     low = prepared["low"]
     w = torch.empty(shape, dtype=dtype, device=low.device)
-    kernel = _build.kernel("linear.cu", "matrix", _macros(format, dtype, Tiles(1, 1, 1, 1, 2), 1), low.device.index)
-    arguments = (*map(_address, (low, prepared.get("high"), prepared["meta"], w)), *shape, low.shape[1])
+    macros = _product.macros(kind(format), dtype, Tiles(1, 1, 1, 1, 2), 1)
+    kernel = _build.kernel("linear.cu", "matrix", macros, low.device.index)
+    arguments = (*map(_product.address, (low, prepared.get("high"), prepared["meta"], w)), *shape, low.shape[1])
     kernel.launch((-(-low.shape[1] // 4), low.shape[0], 1), 128, arguments)
     return w

@@ -1,79 +1,131 @@
 // viterbi.cu - the search of trellis codes: one block a sequence, all 2**LENGTH states in one step.
 //
-// Compiled with FRESH (F, bits of a step), VALUES (V, 1 or 2), LENGTH (L), THREADS. R = 2**(L - F) roots; state s = j R + r,
+// Compiled with FRESH (F, bits of a step), VALUES (V, 1 or 2), LENGTH (L), THREADS, TOGETHER. R = 2**(L - F) roots; state s = j R + r,
 // reached from root s >> F. Kept between steps: least[r], the cost of the cheapest way to any state s with s % R == r; so
 //     least'[r] = min over j of least[(j R + r) >> F] + |value(j R + r) - x|^2,
 // and no cost of a state is ever stored. The winner j travels in the lowest F bits of the cost: a comparison of floats finds both.
-// The sum of the four bytes of a word is one dot product (dp4a) that starts at the bits of 2^23: its result is a float already.
+// The sum of the four bytes of a word, times 64, is one dot product (dp4a) that starts at the bits of 2^23: its result is a float
+// f already, and value - x one fma of f. A state takes six instructions: add, dp4a, fma, fma, lop3, min; the first two serve all
+// sequences of a block.
+// A thread has runs of RUN roots side by side, THREADS runs apart: shared memory is read and written without bank conflicts.
 
 #define ROOTS (1 << (LENGTH - FRESH))
 #define BRANCHES (1 << FRESH)
-#define EACH (ROOTS / THREADS)                               // roots of a thread, side by side
-#define SHARING (EACH < BRANCHES ? EACH : BRANCHES)          // of these have the same root before
+#define EACH (ROOTS / THREADS)                               // roots of a thread
+#define RUN (EACH < 4 ? EACH : 4)                            // of these side by side
+#define SHARING (RUN < BRANCHES ? RUN : BRANCHES)            // of a run have the same root before
+#define TWICE (8 * ROOTS * TOGETHER <= 200 << 10)            // room for `least` of two steps: half the barriers
 #define FIRST 0x83DCD12Du
 #define SECOND 0xCBAC1FEDu
-#define MAGIC 0x4B000000u                                    // the float 2^23
 #define FAR 1e30f
+constexpr int UNROLL = FRESH <= 4 ? 4 : 2;
 
-INLINE float bytes_of(u32 hash) { return __uint_as_float(dot_bytes(hash, MAGIC)) - 8388608.0f; }
+INLINE float bytes_of(u32 hash) { return __uint_as_float(dot_bytes(hash, 0x40404040u, 0x4B000000u)); }  // 2^23 + 64 * sum
 
 INLINE u32 winner(float cost) { return __float_as_uint(cost) & (BRANCHES - 1); }
 
+INLINE int root_of(int thread, int i) { return (i / RUN * THREADS + thread) * RUN + i % RUN; }  // the i-th of a thread
+
+// the costs of a thread's roots into shared memory, their winners into global memory
+INLINE void keep(float* least, u8* row, const float (&best)[EACH], int thread) {
+#pragma unroll
+    for (int i = 0; i < EACH; i += RUN) {
+        const int root = root_of(thread, i);
+#pragma unroll
+        for (int k = 0; k < RUN; ++k) least[root + k] = best[i + k];
+        if (RUN == 4) {                                      // four winners a store
+            const u32 low = winner(best[i]) | winner(best[i + RUN / 4]) << 8;
+            *(u32*)(row + root) = low | winner(best[i + RUN / 2]) << 16 | winner(best[i + RUN - 1]) << 24;
+        } else {
+            for (int k = 0; k < RUN; ++k) row[root + k] = (u8)winner(best[i + k]);
+        }
+    }
+}
+
+// the root of least cost; room: eight bytes that nobody needs
+INLINE int cheapest(const float* least, u64* room, int thread) {
+    u64 own = ~0ull;                                         // costs are positive: their bits are in their order
+    for (int i = 0; i < EACH; ++i) {
+        const int root = root_of(thread, i);
+        own = min(own, (u64)__float_as_uint(least[root]) << 32 | (u64)root);
+    }
+    __syncthreads();
+    if (thread == 0) *room = ~0ull;
+    __syncthreads();
+    atomicMin(room, own);
+    __syncthreads();
+    return (int)(u32)*room;
+}
+
 // back [N, T, R]: the j that won. end [N]: the cheapest root after the last step. start [N]: the root before the first, -1: any.
-// A value is sum * a + b. x [N, T, V].
+// A value is bytes_of * a + b. x [N, T, V]. A block has TOGETHER sequences; the last block may have some twice.
 extern "C" __global__ void __launch_bounds__(THREADS) forward(const float* x, const int* start, u8* back, int* end, int steps,
-                                                              const float* affine) {
+                                                              int number, const float* affine) {
     extern __shared__ __align__(16) u8 shared[];
     float* least = (float*)shared;
-    const int n = blockIdx.x, own = threadIdx.x * EACH;
+    float* next = least + (TWICE ? TOGETHER * ROOTS : 0);
+    const int thread = threadIdx.x;
     const float a = affine[0], b = affine[1];
-    const int from = start[n];
-    for (int i = 0; i < EACH; ++i) least[own + i] = from < 0 || from == own + i ? 0.0f : FAR;
-    __syncthreads();
-    float best[EACH];
-    for (int t = 0; t < steps; ++t) {
-        const float shift0 = b - x[((long long)n * steps + t) * VALUES];
-        const float shift1 = VALUES == 2 ? b - x[((long long)n * steps + t) * VALUES + VALUES - 1] : 0.0f;
+    int n[TOGETHER];
 #pragma unroll
-        for (int i = 0; i < EACH; ++i) best[i] = __uint_as_float(0x7F000000u);
-#pragma unroll(FRESH <= 4 ? 4 : 2)
+    for (int k = 0; k < TOGETHER; ++k) {
+        n[k] = min((int)blockIdx.x * TOGETHER + k, number - 1);
+        const int from = start[n[k]];
+        for (int i = 0; i < EACH; ++i) {
+            const int root = root_of(thread, i);
+            least[k * ROOTS + root] = from < 0 || from == root ? 0.0f : FAR;
+        }
+    }
+    __syncthreads();
+    for (int t = 0; t < steps; ++t) {
+        float shift0[TOGETHER], shift1[TOGETHER], best[TOGETHER][EACH];
+#pragma unroll
+        for (int k = 0; k < TOGETHER; ++k) {
+            const float* at = x + ((long long)n[k] * steps + t) * VALUES;
+            shift0[k] = b - at[0], shift1[k] = b - at[VALUES - 1];
+#pragma unroll
+            for (int i = 0; i < EACH; ++i) best[k][i] = __uint_as_float(0x7F000000u);
+        }
+#pragma unroll UNROLL
         for (int j = 0; j < BRANCHES; ++j) {
-            const u32 state = j * ROOTS + own;
-            const u32 hash0 = state * FIRST, hash1 = state * SECOND;
+            const u32 state = j * ROOTS + root_of(thread, 0), hash0 = state * FIRST, hash1 = state * SECOND;
 #pragma unroll
             for (int g = 0; g < EACH; g += SHARING) {
-                const float before = least[(state + g) >> FRESH];
+                float before[TOGETHER];
+#pragma unroll
+                for (int k = 0; k < TOGETHER; ++k) before[k] = least[k * ROOTS + ((j * ROOTS + root_of(thread, g)) >> FRESH)];
 #pragma unroll
                 for (int i = g; i < g + SHARING; ++i) {
-                    const float miss = fmaf(bytes_of(hash0 + i * FIRST), a, shift0);
-                    float cost = fmaf(miss, miss, before);
-                    if (VALUES == 2) {
-                        const float other = fmaf(bytes_of(hash1 + i * SECOND), a, shift1);
-                        cost = fmaf(other, other, cost);
+                    const float first = bytes_of(hash0 + root_of(0, i) * FIRST);
+                    const float second = VALUES == 2 ? bytes_of(hash1 + root_of(0, i) * SECOND) : 0.0f;
+#pragma unroll
+                    for (int k = 0; k < TOGETHER; ++k) {
+                        const float miss = fmaf(first, a, shift0[k]);
+                        float cost = fmaf(miss, miss, before[k]);
+                        if (VALUES == 2) {
+                            const float other = fmaf(second, a, shift1[k]);
+                            cost = fmaf(other, other, cost);
+                        }
+                        best[k][i] = fminf(best[k][i], __uint_as_float(and_or(__float_as_uint(cost), ~(BRANCHES - 1u), j)));
                     }
-                    best[i] = fminf(best[i], __uint_as_float((__float_as_uint(cost) & ~(BRANCHES - 1u)) | j));
                 }
             }
         }
-        __syncthreads();
-        u8* row = back + ((long long)n * steps + t) * ROOTS + own;
+        if (!TWICE) __syncthreads();
 #pragma unroll
-        for (int i = 0; i < EACH; ++i) least[own + i] = best[i];
-#pragma unroll
-        for (int i = 0; i + 4 <= EACH; i += 4)               // four winners a store
-            *(u32*)(row + i) = winner(best[i]) | winner(best[i + 1]) << 8 | winner(best[i + 2]) << 16 | winner(best[i + 3]) << 24;
-        for (int i = EACH & ~3; i < EACH; ++i) row[i] = (u8)winner(best[i]);
+        for (int k = 0; k < TOGETHER; ++k) {
+            u8* row = back + ((long long)n[k] * steps + t) * ROOTS;
+            keep(next + k * ROOTS, row, best[k], thread);
+        }
         __syncthreads();
+        float* const used = least;
+        least = next, next = used;
     }
-    u64 own_best = ~0ull;                                    // costs are positive: their bits are in their order
-    for (int i = 0; i < EACH; ++i) own_best = min(own_best, (u64)__float_as_uint(least[own + i]) << 32 | (u64)(own + i));
-    __syncthreads();
-    u64* cheapest = (u64*)shared;
-    if (threadIdx.x == 0) *cheapest = ~0ull;
-    __syncthreads();
-    atomicMin(cheapest, own_best);
-    __syncthreads();
-    if (threadIdx.x == 0) end[n] = (int)(u32)*cheapest;
+    u64* const room = (u64*)(TWICE ? next : least + TOGETHER * ROOTS);
+    for (int k = 0; k < TOGETHER; ++k) {
+        const int found = cheapest(least + k * ROOTS, room, thread);
+        if (thread == 0) end[n[k]] = found;
+    }
 }
 
 // codes [N, T]: the fresh bits of each step of the way back from root end[n]; root [N]: the root before step `at`.

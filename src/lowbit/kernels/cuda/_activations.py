@@ -1,0 +1,83 @@
+"""_activations - rows of x to int8 or float8 and a scale a row in one launch, turned first if wanted (activations.cu).
+
+In / Out  x [tokens, inputs] bfloat16 or float16 -> codes [tokens, inputs] int8 or float8 e4m3, scale float32 [tokens].
+Idea      A block has a row in its registers: read once, written once. The butterflies cost shuffles and a few passes through
+          shared memory, so that turning costs little beside the launch.
+Source    Kronecker's order of the factors is that of lowbit.sides._hadamard, the law of the codes lowbit.kernels.activation.
+Traps     Values are turned in float32 and rounded once; sides turn in the type of x.
+"""
+
+import functools
+import math
+
+import torch
+from torch import Tensor
+
+from lowbit.kernels.cuda import _build, _product
+from lowbit.sides import _hadamard
+
+INT8, E4M3 = 1, 2
+"""Kinds of bytes, as linear.cu has them (ACT)."""
+ORDERED = 64
+"""Columns within which `ordered` codes change places."""
+THREADS = 512
+"""Of a block; twice as many where a row is longer than a vector a thread."""
+LONGEST = 8 * THREADS * 8
+"""Inputs at most."""
+ODD = 64
+"""Largest odd factor of a Hadamard order, with its twos."""
+
+
+def refusal(x: Tensor, size: int = 0) -> str:
+    """Why rows of x cannot be taken (size: of Hadamard blocks), or ""."""
+    if x.dtype not in {torch.bfloat16, torch.float16}:
+        return f"activations are {x.dtype}, not bfloat16 or float16"
+    if x.shape[-1] % 16 or x.shape[-1] > LONGEST:
+        return f"{x.shape[-1]} inputs are not a multiple of 16 up to {LONGEST}"
+    if size and (x.shape[-1] % size or not _orders(size)):
+        return f"blocks of {size} in {x.shape[-1]} inputs"
+    return ""
+
+
+def quantize(
+    x: Tensor, kind: int, clip: float = 1.0, ordered: bool = False, size: int = 0, factors: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Codes and scales of x [tokens, inputs]. size: of Hadamard blocks (0: none). factors float16 [inputs]: come before it.
+
+    ordered: within each 64 columns the codes stand as the operands of linear.cu are read; inputs a multiple of 64.
+    """
+    tokens, inputs = x.shape
+    codes = torch.empty(tokens, inputs, dtype=torch.int8 if kind == INT8 else torch.float8_e4m3fn, device=x.device)
+    scale = torch.empty(tokens, dtype=torch.float32, device=x.device)
+    twos, odd, matrix = _parts(size, x.device)
+    threads = THREADS if inputs <= 8 * THREADS else 2 * THREADS
+    vectors = -(-inputs // (8 * threads))
+    macros = (
+        ("HALF", int(x.dtype == torch.float16)), ("NT", 0), ("ACT", kind), ("THREADS", threads), ("VECTORS", vectors),
+        ("TWOS", twos), ("ODD", odd), ("SIGNED", int(factors is not None)), ("ORDERED", int(ordered)),
+    )  # fmt: skip
+    kernel = _build.kernel("activations.cu", "quantize", macros, x.device.index or 0)
+    pointers = map(_product.address, (x.contiguous(), codes, scale, factors, matrix))
+    unit = 1 / math.sqrt(1 << twos)
+    arguments = (*pointers, inputs, _build.float_bits(clip), _build.float_bits(unit))
+    kernel.launch((tokens, 1, 1), threads, arguments, 128 + (4 * inputs if twos > 8 or odd > 1 else 0), overlap=True)
+    return codes, scale
+
+
+@functools.cache
+def _orders(size: int) -> tuple[int, int]:
+    """Log2 of the power of two, and the other factor, of a Hadamard order that the kernel can turn; () if it cannot."""
+    factors = _hadamard.factors(size)
+    if not factors:
+        return ()  # type: ignore[return-value]
+    odd = factors[0] if factors[0] & (factors[0] - 1) else 1
+    return ((size // odd).bit_length() - 1, odd) if odd <= ODD else ()  # type: ignore[return-value]
+
+
+@functools.cache
+def _parts(size: int, device: torch.device) -> tuple[int, int, Tensor | None]:
+    """The kernel's two factors of an order, and the matrix of the odd one."""
+    if not size:
+        return 0, 1, None
+    twos, odd = _orders(size)
+    return twos, odd, _hadamard._matrix(odd, device, torch.float32) if odd > 1 else None

@@ -1,0 +1,167 @@
+"""_attention - one new token of each sequence attends to packed keys and values; Hopper and later, in CUDA C++ (attention.cu).
+
+In / Out  q [sequences, heads, width] -> [sequences, heads, width] = softmax(scale * q K.T) V over the first `lengths` tokens.
+Idea      The codes are the left operands of both products and become halves by one to two instructions each; up to 8 heads
+          that share keys are the right operand. Scales and zeros of keys go to the scores, those of values to the weights.
+          The past is cut into `splits` spans; the last block of a head to arrive adds the parts in their order.
+Source    FlashDecoding for the split, FlashAttention-4 for following the maximum loosely; layout and products are our own.
+Traps     Weights are float16 times the scales of values: those must stay below 255 and their product above 1e-7 to count.
+          Zeros and scales are bfloat16, pages hold a multiple of 8 tokens, behind a table a power of 2 from 16 on.
+"""
+
+import functools
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lowbit.core.errors import ShapeError
+from lowbit.kernels.cuda import _build
+from lowbit.kernels.cuda._build import Pointer
+
+FLOAT8 = 0
+"""`bits` of float8 e4m3."""
+WIDTHS = (64, 128)
+PAGES = tuple(1 << n for n in range(4, 16))
+GROUP = 8
+"""Heads that share keys at most."""
+LOG2E = 1.4426950408889634
+WARPS, DEPTH, BLOCKS = 16, 2, 1
+"""Warps of a block, tiles in a warp's ring, blocks that fit on a multiprocessor."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """Keys or values: codes [pages, key heads, page, bytes], scale and zero bfloat16 [pages, key heads, page].
+
+    bits: 2, 4, 8 of unsigned integers, lowest first in each byte, value = (code - zero) * scale; without a zero half the range
+    is one. FLOAT8: e4m3 * scale.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    bits: int
+    zero: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Plain:
+    """Tokens kept as floats, in the type of the query: first and last ones, [sequences, key heads, n, width] each."""
+
+    first: tuple[Tensor, Tensor]
+    last: tuple[Tensor, Tensor]
+
+
+def missing(device: torch.device) -> str:
+    """Why the kernel cannot run on a device, or ""."""
+    if device.type != "cuda" or torch.version.hip is not None:
+        return f"device {device.type} is not an NVIDIA GPU"
+    if torch.cuda.get_device_capability(device)[0] < 9:
+        return "the GPU is older than Hopper (compute capability 9.0)"
+    return _build.missing()
+
+
+def unfit(dtype: torch.dtype, width: int, heads: tuple[int, int], bits: tuple[int, int]) -> str:
+    """Why the kernel does not take such heads (of queries, of keys) and bits (of keys, of values) on any device, or ""."""
+    if dtype not in {torch.bfloat16, torch.float16}:
+        return f"queries are {dtype}, not bfloat16 or float16"
+    if width not in WIDTHS:
+        return f"heads of {width} channels; 64 or 128 are taken"
+    if not set(bits) <= {2, 4, 8, FLOAT8} or (2 in bits and width == 64):
+        return f"{' and '.join(map(str, bits))} bits in heads of {width} channels are not taken"
+    if heads[0] % heads[1] or heads[0] // heads[1] > GROUP:
+        return f"{heads[0]} heads on {heads[1]} of keys; 1 to {GROUP} may share one"
+    return ""
+
+
+def attend(
+    q: Tensor,
+    keys: Side,
+    values: Side,
+    scale: float,
+    counts: Tensor | None = None,
+    table: Tensor | None = None,
+    plain: Plain | None = None,
+    turned: tuple[bool, bool] = (False, False),
+) -> Tensor:
+    """q [sequences, heads, width]. counts int32 [sequences, 3]: tokens of first, packed and last, None: all. table int32
+    [sequences, pages]: which pages of the stores are a sequence's (None: page n is all of sequence n). turned: whether keys and
+    values are packed in the Hadamard basis of a head. Raises ShapeError.
+    """
+    sequences, heads, width = q.shape
+    shared, page = keys.codes.shape[1], keys.codes.shape[2]
+    reason = unfit(q.dtype, width, (heads, shared), (keys.bits, values.bits))
+    if page % 8 or (table is not None and page not in PAGES):
+        reason = f"pages of {page} tokens are not a multiple of 8, or, behind a table, a power of 2 from 16 on"
+    if reason:
+        raise ShapeError(f"attention to packed keys: {reason}. Decode them first.")
+    out, group, packed = torch.empty_like(q), heads // shared, page if table is None else page * table.shape[1]
+    tiles = tiles_of(keys.bits, values.bits, page if table is not None else 0)
+    splits, span = spans(sequences * shared, packed, 16 * tiles, _processors(q.device) * BLOCKS)
+    splits += plain is not None
+    part = torch.empty(sequences * heads * splits * (width + 4), device=q.device)
+    kernel = _build.kernel(
+        "attention.cu", "attend", _macros(q.dtype, width, keys, values, turned, plain is not None, tiles), q.device.index or 0
+    )
+    floats = (None,) * 4 if plain is None else (*plain.first, *plain.last)
+    tensors = (
+        q, keys.codes, keys.scale, keys.zero, values.codes, values.scale, values.zero, table, counts, *floats, out, part,
+        _build.counters(q.device, sequences * shared),
+    )  # fmt: skip
+    room = (0, 0) if plain is None else (plain.first[0].shape[2], plain.last[0].shape[2])
+    pages = (page, page.bit_length() - 1, 0 if table is None else table.shape[1])
+    numbers = (group, *pages, span, room[0], packed, room[1], _build.float_bits(scale * LOG2E))
+    pointers = (Pointer(0 if t is None else t.data_ptr()) for t in tensors)
+    size = shared_bytes(keys.bits, values.bits, width, tiles)
+    kernel.launch((splits, shared, sequences), 32 * WARPS, (*pointers, *numbers), size, overlap=True)
+    return out
+
+
+def spans(pairs: int, tokens: int, tile: int, places: int) -> tuple[int, int]:
+    """Splits of each of `pairs` pasts of `tokens` tokens, and tokens of a split: as many as run at once, none smaller than a
+    tile a warp."""
+    wanted = max(1, min(places // pairs, -(-tokens // (tile * WARPS))))
+    span = max(1, -(-tokens // (wanted * tile))) * tile
+    return -(-tokens // span), span
+
+
+def tiles_of(key_bits: int, value_bits: int, page: int) -> int:
+    """Tiles of 16 tokens that a warp takes at once: about 4 KB, within a page (0: all is one)."""
+    wanted = {8: 1, 4: 2, 2: 4}[max(key_bits or 8, value_bits or 8)]
+    return min(wanted, page // 16) if page else wanted
+
+
+@functools.cache
+def _known(
+    dtype: torch.dtype,
+    width: int,
+    bits: tuple[int, int],
+    zeros: tuple[bool, bool],
+    turned: tuple[bool, bool],
+    plain: bool,
+    tiles: int,
+) -> _build.Macros:
+    values = {
+        "HALF": 1, "NT": 0, "QUERY": int(dtype == torch.float16), "WIDTH": width, "KBITS": bits[0], "VBITS": bits[1],
+        "KZERO": int(zeros[0]), "VZERO": int(zeros[1]), "KTURNED": int(turned[0]), "VTURNED": int(turned[1]),
+        "FLOATS": int(plain), "TILES": tiles, "WARPS": WARPS, "DEPTH": DEPTH,
+    }  # fmt: skip
+    return tuple(values.items())
+
+
+def _macros(
+    dtype: torch.dtype, width: int, keys: Side, values: Side, turned: tuple[bool, bool], plain: bool, tiles: int
+) -> _build.Macros:
+    zeros = (keys.zero is not None, values.zero is not None)
+    return _known(dtype, width, (keys.bits, values.bits), zeros, turned, plain, tiles)
+
+
+def shared_bytes(key_bits: int, value_bits: int, width: int, tiles: int) -> int:
+    """Shared memory of a block: the rings with their barriers, and the heads of the query; later the warps' parts."""
+    stage = 16 * tiles * (width * ((key_bits or 8) + (value_bits or 8)) // 8 + 8)
+    return max(WARPS * DEPTH * (stage + 8) + 32 * width, WARPS * 8 * (width + 4) * 4)
+
+
+@functools.cache
+def _processors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count

@@ -1,0 +1,176 @@
+"""_product - how a product of linear.cu is cut for a GPU, and its launch.
+
+In / Out  x [tokens, in], prepared words (low, high, meta), y [tokens, out] to be written.
+Idea      A block takes some rows and some chunks of 128 columns. Weights stream once whatever the cut is; what differs is how
+          often x is read (once a block), how many bytes are on their way, and how the sums of the parts meet.
+Source    `python bench/gpu_cuts.py` on an H200; the rows of the best cuts stand in docs/LOG.md.
+"""
+
+import functools
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from lowbit.kernels.cuda import _build
+from lowbit.kernels.cuda._build import Pointer
+
+DECODE_TOKENS = 64
+"""Tokens up to which one launch reads the packed matrix."""
+PROCESSORS = 132
+"""Multiprocessors that the cuts are made for (H100, H200)."""
+SHARED = 226 << 10
+"""Bytes of dynamic shared memory that a block can have."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """bits of a column; groups with a scale in a chunk of 128 columns (0: a scale a row); zeros beside the scales; inputs:
+    0 halves, 1 int8, 2 float8 e4m3: then two bytes of x and of a row of W are a column of 16 bits. codec: trellis codes.
+    """
+
+    bits: int
+    groups: int
+    zeros: bool = False
+    inputs: int = 0
+    codec: bool = False
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """How a product is cut: each warp has `high` tiles of 16 rows; a block has `beside` warps over rows and `along` over
+    columns; `slices` blocks share the columns; `stages` chunks wait in a warp's ring; x comes `span` rounds at a time (0:
+    whole). wide: four warps multiply together (wgmma). scaled: weights are scaled before the product, not sums after it.
+    """
+
+    high: int
+    beside: int
+    along: int
+    slices: int
+    stages: int
+    span: int = 0
+    wide: bool = False
+    scaled: bool = False
+
+
+def tiles(kind: Kind, tokens: int, rows: int, chunks: int) -> Tiles:
+    """The cut for a product of so many tokens, rows and chunks of 128 columns: the first that fits into shared memory."""
+    wanted = _bytes(tokens, rows, chunks) if kind.inputs else _halves(tokens, rows, chunks)
+    if wanted.wide and not kind.groups:
+        wanted = replace(wanted, scaled=False)
+    cuts = [wanted, *(replace(wanted, stages=stages, span=stages - 1) for stages in (wanted.stages, 3, 2))]
+    cuts += [replace(how, along=along) for along in (4, 2, 1) for how in cuts if along < how.along]
+    return next(how for how in cuts if shared_bytes(kind, tokens, chunks, how) <= SHARED)
+
+
+def _slices(rows: int, chunks: int) -> int:
+    """Blocks that share the columns of blocks of `rows` rows: as many as there are multiprocessors for."""
+    return max(n for n in (1, 2, 4, 8) if n <= max(1, min(PROCESSORS // rows, chunks // 4)))
+
+
+def _halves(tokens: int, rows: int, chunks: int) -> Tiles:
+    """Up to 8 tokens: about a block of 16 or 32 rows on each multiprocessor. More: taller blocks, since each reads its x."""
+    long = chunks > 64
+    if tokens <= 8:
+        blocks = -(-rows // 32)
+        if blocks <= PROCESSORS // 2:
+            return Tiles(1, 1, 8, 2 if chunks >= 16 else 1, 5)
+        return (
+            Tiles(1, 1, 16, 1, 3 if long else 5)
+            if blocks <= PROCESSORS
+            else Tiles(2, 1, 8 if blocks <= 2 * PROCESSORS else 4, 1, 5)
+        )
+    few = rows <= 32 * PROCESSORS and not long
+    if tokens <= 16:
+        return (
+            Tiles(1, 2, 8, _slices(-(-rows // 32), chunks), 2) if few else Tiles(2, 4, 4, _slices(-(-rows // 128), chunks), 2)
+        )
+    if tokens > DECODE_TOKENS:
+        return Tiles(1, 16, 1, 1, 3, 2, True, True)
+    if few:
+        return Tiles(1, 4, 4, _slices(-(-rows // 64), chunks), 2, 1, True, True)
+    return Tiles(1, 8, 2, _slices(-(-rows // 128), chunks), 2, 2, True, True)
+
+
+def _bytes(tokens: int, rows: int, chunks: int) -> Tiles:
+    """The same for bytes, where a chunk is 256 columns and arithmetic costs next to nothing."""
+    few, long = rows <= 32 * PROCESSORS, chunks > 32
+    if tokens <= 8:
+        return Tiles(1, 2 if long else 1, 8, 1, 3 if long else 2) if few else Tiles(1, 2, 4, 1, 3)
+    if tokens <= 16:
+        return Tiles(1, 2, 4, 1, 3, 2 if long else 0) if few else Tiles(1, 8, 2, 1, 3, 2, True)
+    if few:
+        return Tiles(1, 4, 2, min(2, _slices(-(-rows // 64), chunks)), 3, 2 if long else 0, True)
+    return Tiles(1, 8, 1, 1, 3, 4, True)
+
+
+@functools.lru_cache(maxsize=1024)
+def macros(kind: Kind, dtype: torch.dtype, how: Tiles, tokens: int) -> _build.Macros:
+    values = {
+        "BITS": kind.bits, "HALF": int(kind.codec or dtype == torch.float16), "GROUP": 4 // kind.groups if kind.groups else 0,
+        "ASYM": int(kind.zeros), "ACT": kind.inputs, "SCALED": int(how.scaled), "WIDE": int(how.wide), "NT": eights(tokens),
+        "RT": how.high, "WN": how.beside, "WK": how.along, "DEPTH": how.stages,
+        "CODEC": int(kind.codec), "OUT": int(kind.codec and dtype == torch.bfloat16),
+    }  # fmt: skip
+    return tuple(values.items())
+
+
+def eights(tokens: int) -> int:
+    """Eights of tokens that a block takes: 1, 2, 4, 8 or 16."""
+    return next((n for n in (1, 2, 4, 8) if tokens <= 8 * n), 16)
+
+
+def spans(chunks: int, how: Tiles) -> tuple[int, int]:
+    """Chunks of x in a buffer, and buffers."""
+    whole = -(-chunks // how.slices)
+    rounds = -(-whole // how.along)
+    if how.span == 0 or rounds <= how.span:
+        return rounds * how.along, 1
+    return how.span * how.along, 2
+
+
+def shared_bytes(kind: Kind, tokens: int, chunks: int, how: Tiles) -> int:
+    """Shared memory of a block."""
+    meta = kind.groups * 8 * (8 if kind.zeros else 4)
+    ring = how.beside * how.along * how.stages * how.high * (kind.bits * 256 + meta)
+    span, buffers = spans(chunks, how)
+    lines = 8 * eights(tokens)
+    x = buffers * span * 256 * (lines if how.wide else min(tokens, lines))
+    return max(ring + x, how.along * lines * (how.beside * how.high * 16 + 4) * 4)
+
+
+def grid(tokens: int, rows: int, how: Tiles) -> tuple[int, int, int]:
+    """Blocks over rows, over columns and over tokens."""
+    return -(-rows // (16 * how.high * how.beside)), how.slices, -(-tokens // (8 * eights(tokens)))
+
+
+def address(tensor: Tensor | None) -> Pointer:
+    return Pointer(0 if tensor is None else tensor.data_ptr())
+
+
+def launch(
+    x: Tensor,
+    prepared: dict[str, Tensor],
+    y: Tensor,
+    kind: Kind,
+    shape: tuple[int, int],
+    token_scale: Tensor | None = None,
+    how: Tiles | None = None,
+    overlap: bool = True,
+) -> None:
+    """y = x W.T in one launch. shape: rows and columns of W. how: another cut than `tiles` chooses; overlap: start early."""
+    tokens, rows = x.shape[0], shape[0]
+    chunks = -(-shape[1] // 128)
+    how = how or tiles(kind, tokens, rows, chunks)
+    kernel = _build.kernel("linear.cu", "product", macros(kind, y.dtype, how, tokens), x.device.index or 0)
+    weights = (prepared["low"], prepared.get("high"), prepared.get("meta"))
+    blocks = grid(tokens, rows, how)
+    parts = counts = None
+    if how.slices > 1:
+        parts = torch.empty(math.prod(blocks) * 128 * eights(tokens) * how.high * how.beside, device=x.device)
+        counts = _build.counters(x.device, blocks[0] * blocks[2])
+    pointers = map(address, (x, *weights, y, token_scale, parts, counts))
+    arguments = (*pointers, tokens, *shape, chunks, spans(chunks, how)[0])
+    shared = shared_bytes(kind, tokens, chunks, how)
+    kernel.launch(blocks, 32 * how.beside * how.along, arguments, shared, overlap)

@@ -1,0 +1,132 @@
+"""trellis - y = x W.T for trellis codes of 2, 3 and 4 bits and one scale (trellis2 .. trellis4), Hopper and later (linear.cu).
+
+In / Out  packed codes, scale [1, 1] -> words a lane (see Layout); x [tokens, in] -> y [tokens, out], in the basis of the grid.
+Idea      A tile's 256 places are the operand of a tensor core's product, eight weights a lane in a row of the stream, so a
+          lane decodes its operand from its own bits and those of the lane before. Decoding is what takes the time: 16 bits
+          out of the stream, a product, a sum of four bytes, half a fused multiply-add.
+Layout    low: int32 [tiles, chunks of 128 columns, vectors, lane, 4 words]: for each of the chunk's 8 tiles the lane's 16
+          bits (32 for 4 bits), first code highest. 3 bits: the upper 16 of its 24 bits; high: int32 [tiles, chunks, lane, 2
+          words], the lower 8 of each.
+Source    QTIP (2406.11235), exllamav3 for the order of places; the kernel is our own.
+Traps     Values are float16, so x is too, a sixteenth of itself: numbers beyond a million overflow, those below 1e-6 vanish.
+"""
+
+import torch
+from torch import Tensor
+
+from lowbit.core.errors import ShapeError
+from lowbit.dtypes._mul1 import mul1
+from lowbit.dtypes._trellis import SIDE, TILE, Trellis
+from lowbit.formats import Format, Parts
+from lowbit.kernels import packing
+from lowbit.kernels.cuda import _build, _product
+from lowbit.kernels.cuda._product import Kind, Tiles
+
+RANK = 30
+LANES, CODES = 32, 8
+LESS = 16.0
+"""x is divided by it before it becomes float16."""
+
+
+def supports(format: Format, shape: tuple[int, int], device: torch.device, dtype: torch.dtype, tokens: int) -> str:
+    """ "" when this kernel takes the layer, else the reason."""
+    if device.type != "cuda" or torch.version.hip is not None:
+        return f"device {device.type} is not an NVIDIA GPU"
+    if torch.cuda.get_device_capability(device)[0] < 9:
+        return "the GPU is older than Hopper (compute capability 9.0)"
+    return _build.missing() or refusal(format, shape, dtype)
+
+
+def refusal(format: Format, shape: tuple[int, int], dtype: torch.dtype) -> str:
+    """Why the words cannot hold a matrix, or ""."""
+    element = format.dtype
+    if not isinstance(element, Trellis) or element.rule is not mul1 or element.length != 16 or element.bits not in {2, 3, 4}:
+        return f"element {format.element} is not trellis2, trellis3 or trellis4"
+    if format.group != (0, 0) or format.zero or format.scale != "fp32":
+        return f"{format}: one float32 scale for all, no zero only"
+    if dtype not in {torch.bfloat16, torch.float16}:
+        return f"activations are {dtype}, not bfloat16 or float16"
+    return ""
+
+
+def kind(format: Format) -> Kind:
+    return Kind(int(format.dtype.bits), 0, codec=True)
+
+
+def prepare(format: Format, packed: Tensor, parts: Parts, shape: tuple[int, int]) -> dict[str, Tensor]:
+    """Arrange codes by lane. Gives low, scale and for 3 bits high."""
+    bits = int(format.dtype.bits)
+    codes = packing.codes(format, packed, shape).view(shape[0] // SIDE, shape[1] // SIDE, LANES, CODES).long()
+    words = sum(codes[..., i] << bits * (CODES - 1 - i) for i in range(CODES))
+    assert isinstance(words, Tensor)  # noqa: S101 - for the type checker
+    words = torch.nn.functional.pad(words, (0, 0, 0, -words.shape[1] % CODES))
+    words = words.unflatten(1, (-1, CODES)).transpose(2, 3)  # tiles, chunks, lane, tile of the chunk
+    scale = {"scale": parts["scale"].reshape(1).float() * LESS}
+    if bits == 4:
+        return {"low": _signed(words).unflatten(3, (2, 4)).transpose(2, 3).contiguous(), **scale}
+    low = _joined(words >> 8 if bits == 3 else words, 16)[:, :, None].contiguous()
+    return {"low": low, **scale} if bits == 2 else {"low": low, "high": _joined(words & 255, 8).contiguous(), **scale}
+
+
+def _joined(fields: Tensor, bits: int) -> Tensor:
+    """The last axis in int32, lowest first."""
+    grouped = fields.unflatten(3, (-1, 32 // bits))
+    words = torch.zeros_like(grouped[..., 0])
+    for i in range(32 // bits):
+        words |= grouped[..., i] << bits * i
+    return _signed(words)
+
+
+def _signed(words: Tensor) -> Tensor:
+    return torch.where(words >= 1 << 31, words - (1 << 32), words).to(torch.int32)
+
+
+def _parted(words: Tensor, bits: int) -> Tensor:
+    """The way back from `_joined`."""
+    return torch.stack([(words >> bits * i) & ((1 << bits) - 1) for i in range(32 // bits)], -1).flatten(3).long()
+
+
+def restore(prepared: dict[str, Tensor], format: Format, shape: tuple[int, int]) -> tuple[Tensor, Parts]:
+    """The packed codes and the scale that `prepare` was given."""
+    bits, low = int(format.dtype.bits), prepared["low"]
+    if bits == 4:
+        words = low.transpose(2, 3).flatten(3).long() & 0xFFFFFFFF
+    else:
+        words = _parted(low[:, :, 0], 16)
+        words = words << 8 | _parted(prepared["high"], 8) if bits == 3 else words
+    words = words.transpose(2, 3).flatten(1, 2)[:, : shape[1] // SIDE]
+    codes = torch.stack([(words >> bits * (CODES - 1 - i)) & ((1 << bits) - 1) for i in range(CODES)], -1)
+    packed = packing.pack_codes(format, codes.to(torch.uint8).reshape(shape[0] // SIDE, shape[1] // SIDE * TILE))
+    return packed, {"scale": (prepared["scale"] / LESS).view(1, 1)}
+
+
+def linear(x: Tensor, prepared: dict[str, Tensor], format: Format, shape: tuple[int, int]) -> Tensor:
+    """x [tokens, in] -> y [tokens, out] of x's type. Raises ShapeError when x does not fit."""
+    if x.shape[-1] != shape[1]:
+        raise ShapeError(f"linear of {shape[0]}x{shape[1]}: x has {x.shape[-1]} inputs. Give x [tokens, {shape[1]}].")
+    less = torch.empty(x.shape, dtype=torch.float16, device=x.device)
+    torch.mul(x, 1 / LESS, out=less)
+    if x.shape[0] <= _product.DECODE_TOKENS:
+        return product(less, prepared, format, shape, x.dtype)
+    y = torch.nn.functional.linear(less, matrix(prepared, format, shape))
+    return (y.float() * prepared["scale"]).to(x.dtype)
+
+
+def product(
+    x: Tensor, prepared: dict[str, Tensor], format: Format, shape: tuple[int, int], dtype: torch.dtype, how: Tiles | None = None
+) -> Tensor:
+    """x float16 [tokens, in], a sixteenth of the inputs -> y in one launch."""
+    y = torch.empty(x.shape[0], shape[0], dtype=dtype, device=x.device)
+    _product.launch(x, prepared, y, kind(format), shape, prepared["scale"], how)
+    return y
+
+
+def matrix(prepared: dict[str, Tensor], format: Format, shape: tuple[int, int]) -> Tensor:
+    """The values of all codes, float16 [out, in], without the scale."""
+    low = prepared["low"]
+    w = torch.empty(shape, dtype=torch.float16, device=low.device)
+    macros = _product.macros(kind(format), torch.float16, Tiles(1, 1, 1, 1, 2), 1)
+    kernel = _build.kernel("linear.cu", "matrix", macros, low.device.index or 0)
+    arguments = (*map(_product.address, (low, prepared.get("high"), None, w)), *shape, low.shape[1])
+    kernel.launch((-(-low.shape[1] // 4), low.shape[0], 1), 128, arguments)
+    return w
