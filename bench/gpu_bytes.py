@@ -1,0 +1,81 @@
+"""gpu_bytes - 8-bit weights times 8-bit inputs on an NVIDIA GPU, the rounding of inputs included, beside torch's products.
+
+    python bench/gpu_bytes.py [--tokens 1,16,64,256,1024,4096] [--shapes 4096x4096,...]
+
+Rows: ours (rounding and product), ours without rounding, rounding alone, rounding behind a Hadamard matrix of all inputs, and
+torch's products alone: _scaled_mm with one scale and with a scale a row, _int_mm. Products are checked against float64.
+"""
+
+import argparse
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import product
+
+import torch
+from _gpu_timing import copies, floor, microseconds
+from _rows import keep
+from torch import Tensor
+
+from lowbit import formats
+from lowbit.kernels import packing
+from lowbit.kernels.activation import Activation
+from lowbit.kernels.cuda import _activations, byte_act
+from lowbit.kernels.cuda._product import DECODE_TOKENS
+
+Call = Callable[[], Tensor]
+
+
+def contenders(element: str, shape: tuple[int, int], tokens: int) -> Iterator[tuple[str, list[Call], Tensor | None]]:
+    """Name, calls over enough weights to go past the cache, and what they should give."""
+    kind = byte_act.ELEMENTS[element]
+    format = formats.parse("int8-row" if element == "int8" else "fp8-row")
+    activation = Activation(formats.parse("int8-token" if element == "int8" else "fp8-token"))
+    q = format.fit(torch.randn(shape, device="cuda"), search=False).quantize(torch.randn(shape, device="cuda"))
+    packed, parts = packing.split(format, packing.pack(q), shape)
+    first = byte_act.prepare(format, packed, parts, shape)
+    weights = [first] + [{k: t.clone() for k, t in first.items()} for _ in range(copies(shape[0] * shape[1]) - 1)]
+    x = torch.randn(tokens, shape[1], device="cuda").bfloat16()
+    codes, scale = _activations.quantize(x, kind)
+    exact = (codes.double() * scale.double()[:, None]) @ q.decode().double().T
+    few = tokens <= DECODE_TOKENS
+    ready = _activations.quantize(x, kind, ordered=few)[0]
+    run = byte_act._few if few else byte_act._many
+    yield "ours", [partial(byte_act.rounded, x, w, format, shape, activation) for w in weights], exact
+    yield "ours without rounding", [partial(run, ready, scale, w, kind, shape, x.dtype) for w in weights], exact
+    inputs = [x.clone() for _ in range(copies(2 * x.numel()) if tokens > 256 else 2)]
+    yield "rounding", [partial(_codes, x, kind, 0) for x in inputs], None
+    if not _activations.refusal(x, shape[1]):
+        yield "rounding behind Hadamard", [partial(_codes, x, kind, shape[1]) for x in inputs], None
+    own, one = byte_act._scale(first).float(), torch.ones((), device="cuda")
+    if element == "int8" and tokens > 16:
+        yield "torch._int_mm", [partial(torch._int_mm, codes, w["low"].t()) for w in weights], None
+    if element == "e4m3" and tokens % 16 == 0:
+        scaled = partial(torch._scaled_mm, codes, out_dtype=torch.bfloat16)
+        yield "torch._scaled_mm", [partial(scaled, w["low"].t(), scale_a=one, scale_b=one) for w in weights], None
+        by_row = partial(scaled, scale_a=scale[:, None], scale_b=own[None])
+        yield "torch._scaled_mm by rows", [partial(by_row, w["low"].t()) for w in weights], exact
+
+
+def _codes(x: Tensor, kind: int, size: int) -> Tensor:
+    return _activations.quantize(x, kind, size=size)[0]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--tokens", default="1,16,64,256,1024,4096")
+    parser.add_argument("--shapes", default="4096x4096,14336x4096,4096x14336")
+    parser.add_argument("--elements", default="int8,e4m3")
+    asked = parser.parse_args()
+    for element, text, tokens in product(asked.elements.split(","), asked.shapes.split(","), map(int, asked.tokens.split(","))):
+        rows, inputs = map(int, text.split("x"))
+        least = floor(rows * inputs + 2.0 * tokens * (rows + inputs))
+        for name, calls, exact in contenders(element, (rows, inputs), tokens):
+            error = float((calls[0]().double() - exact).norm() / exact.norm()) if exact is not None else 0.0
+            time = microseconds(calls, rounds=7, least=100 if tokens <= 64 else 12)
+            keep("gpu_bytes", kernel=name, element=element, rows=rows, inputs=inputs, tokens=tokens, us=round(time, 2),
+                 floor_us=round(least, 2), error=float(f"{error:.1e}"))  # fmt: skip
+        torch.cuda.empty_cache()
+
+
+if __name__ == "__main__":
+    main()
