@@ -51,6 +51,7 @@ def main() -> None:
         keep(
             "kv",
             policy=policy,
+            text=Path(name).name,
             kl=round(1000 * told["kl"], 3),
             kl_se=round(1000 * told["kl_se"], 3),
             top1=round(told["top1"], 4),

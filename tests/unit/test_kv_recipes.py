@@ -14,8 +14,9 @@ import lowbit
 from lowbit import Recipe, kvcache
 from lowbit.core.errors import RecipeError, RequestError, ShapeError
 from lowbit.kvcache._cache import PackedCache, PackedLayer
-from lowbit.pipeline import held
+from lowbit.pipeline import held, text
 from lowbit.pipeline.outer import Outer
+from lowbit.pipeline.source import tokenizer_of
 from lowbit.recipe import caches
 from lowbit.testing._tiny import tiny, tokens
 
@@ -74,7 +75,7 @@ def test_blocks_give_what_the_model_gives(name: str) -> None:
     kwargs, policies = outer.kwargs(150), kvcache.by_layer(COARSE, 6)
     hidden = outer.enter(row[None])
     for index, block in enumerate(model.model.layers):
-        hidden = held.through(model.config, index, policies)(block, hidden, kwargs[index])
+        hidden = held.through(model.config, index, policies, {})(block, hidden, kwargs[index])
     assert torch.allclose(outer.leave(row, hidden[0]), whole, atol=2e-3)
     plain = model(row[None], use_cache=False).logits[0]
     assert float((whole - plain).norm() / plain.norm()) > 0.01
@@ -105,6 +106,45 @@ def test_files_restore_the_cache(tiny_llama: Path, tmp_path: Path, recipe: str, 
     assert torch.equal(explicit.generate(ids, **told, **kvcache.arguments(COARSE, explicit)), written[0])
     ours.save_pretrained(tmp_path / "again")
     assert hasattr(lowbit.load(tmp_path / "again"), "kv_policies")
+
+
+@pytest.mark.parametrize("recipe", ["rtn(int8-row)", "rtn(nf4-g64)"])
+@pytest.mark.parametrize("grain", ["tensor", "head"])
+def test_constant_scales(tiny_llama: Path, tmp_path: Path, recipe: str, grain: str) -> None:
+    """Found in calibration, stored as engines read them, used by every way to load."""
+    out = tmp_path / "out"
+    result = lowbit.quantize(str(tiny_llama), f"{recipe} + kv(fp8-{grain})", str(out), **LENGTH)
+    model = lowbit.load(out, dtype=torch.float32)
+    scales = model.kv_scales
+    shape = (1,) if grain == "tensor" else (2, 1, 1)
+    assert all(scales[layer][part].shape == shape for layer in (0, 1) for part in ("k_scale", "v_scale"))
+    told = json.loads((out / "config.json").read_text())["quantization_config"]
+    if result.quant_method == "lowbit":
+        assert "kv_cache_scheme" not in told
+    else:
+        scheme = {"num_bits": 8, "type": "float", "symmetric": True, "dynamic": False, "group_size": None}
+        assert told["kv_cache_scheme"] == scheme | {"strategy": "tensor" if grain == "tensor" else "attn_head"}
+    own = DynamicCache(config=model.config)
+    windows = text.windows("bundled", text.read("bundled"), tokenizer_of(tiny_llama), 256, 8).tokens
+    handles = list(model._forward_pre_hooks)
+    for handle in handles:
+        model._forward_pre_hooks.pop(handle)  # the model without its packed cache
+    for row in windows[:, None]:
+        own = DynamicCache(config=model.config)
+        model(row, **{kvcache.word_of(model): own})
+        for layer, held_by in enumerate(own.layers):
+            assert (held_by.keys.abs().amax((0, 2, 3)) <= 448 * 1.02 * scales[layer]["k_scale"].flatten()).all()
+    model = lowbit.load(out, dtype=torch.float32)
+    theirs = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
+    ids = torch.arange(200)[None] + 2
+    caches_of = [m(ids).past_key_values for m in (model, theirs)]
+    for layer in (0, 1):
+        ours, others = (cache.layers[layer].stores[0] for cache in caches_of)
+        assert ours.packed == 192 and torch.equal(ours.read(), others.read()) and set(ours.pages) == {""}
+        assert ours.pages[""].nbytes == 192 * 64  # a byte a number, nothing else
+    model.save_pretrained(tmp_path / "again")
+    again = lowbit.load(tmp_path / "again").kv_scales
+    assert all(torch.equal(again[layer][part], scales[layer][part]) for layer in scales for part in scales[layer])
 
 
 def test_caches_of_generate_are_packed(tiny_llama: Path) -> None:

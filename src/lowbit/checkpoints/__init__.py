@@ -40,6 +40,7 @@ __all__ = [
 shelf = Shelf(__name__, "checkpoint format")
 STANDARD = "compressed_tensors"
 OWN = "lowbit"
+CACHE_SCALE = re.compile(r".+\.(?P<layer>\d+)\.[\w.]+\.(?P<part>[kv]_scale)")
 PART = re.compile(r"(?P<module>.+)\.weight_[a-z_]+")
 
 
@@ -116,6 +117,11 @@ class Stored:
         modules = {new: old for new, old in sorted(self._modules.items()) if old in found}
         return {new: with_scale(found[old], old, self.folder.tensor) for new, old in modules.items()}
 
+    @property
+    def cache_scales(self) -> dict[int, dict[str, Tensor]]:
+        """The constant scales of keys and values, "k_scale" and "v_scale", of each layer that has some."""
+        return cache_scales(self.folder.names, self.folder.tensor)
+
     def quantized(self, module: str, device: torch.device | None = None) -> Quantized:
         """One matrix, its codes as they are in the file, unpacked on `device`."""
 
@@ -138,6 +144,16 @@ def with_scale(activation: "Activation", module: str, get: Callable[[str], Tenso
     if not activation.stored:
         return activation
     return replace(activation, scale=tuple(get(f"{module}.{activation.stored}").float().flatten().tolist()))
+
+
+def cache_scales(names: Iterable[str], get: Callable[[str], Tensor]) -> dict[int, dict[str, Tensor]]:
+    """The constant scales of keys and values by layer. names: of all tensors; get: one of them."""
+    found: dict[int, dict[str, Tensor]] = {}
+    for name in names:
+        match = CACHE_SCALE.fullmatch(name)
+        if match:
+            found.setdefault(int(match["layer"]), {})[match["part"]] = get(name)
+    return found
 
 
 def rename(name: str, renames: Iterable[tuple[str, str]]) -> str:

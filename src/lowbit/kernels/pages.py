@@ -32,7 +32,8 @@ from lowbit.sides import _hadamard
 
 Pages = dict[str, Tensor]
 Constants = Mapping[str, Tensor]
-"""What a layer needs beside its tokens. "frequencies" [n]: RoPE turns channels i and i + n by token * frequencies[i]."""
+"""What a layer needs beside its tokens. "frequencies" [n]: RoPE turns channels i and i + n by token * frequencies[i].
+"scale" [heads] or [1]: of a static half."""
 NONE: Constants = MappingProxyType({})
 BESIDE = {"mean", "outlier", "place"}
 """What is held of tokens beside their matrix."""
@@ -52,6 +53,7 @@ class Half:
     "token" (the channels of one token of a head) or "channel" (as many tokens of one channel as the format's group).
     centred: so many tokens in a row are packed less their mean (0: none). rotated: in a Hadamard basis of the head.
     outliers: numbers of each token and head that stay floats, the greatest. before: keys are packed as they are before RoPE.
+    static: the scale is a constant of the layer, "tensor" or "head"; the format gives the element alone.
     """
 
     format: str = ""
@@ -60,6 +62,7 @@ class Half:
     rotated: bool = False
     outliers: int = 0
     before: bool = False
+    static: str = ""
 
     @cached_property
     def grid(self) -> Format | None:
@@ -79,6 +82,8 @@ class Half:
         """All stored bits (codes, scales, zeros, means, outliers) of packed tokens, per number. Raises ShapeError."""
         if self.grid is None:
             return 16.0
+        if self.static:
+            return float(self.grid.dtype.bits)
         mean = 16 / self.step if self.centred else 0
         return self.grid.bits_per_weight(self.rows(width)) + mean + self.outliers * OUTLIER_BITS / width
 
@@ -113,7 +118,12 @@ def encode(half: Half, x: Tensor, start: int = 0, constants: Constants = NONE) -
         found |= {"outlier": x.gather(-1, place).to(torch.bfloat16), "place": place.to(torch.uint8)}
         x = x.scatter(-1, place, 0.0)
     x = x.transpose(-1, -2) if half.along == "channel" else x
+    if half.static:
+        x = x / _scale(constants, x.dim())
     matrix = x.reshape(-1, half.rows(width)[1])
+    if half.static:
+        found[""] = packing.pack_codes(half.grid, half.grid.dtype.encode(matrix))
+        return {name: tensor.reshape(*steps, -1) for name, tensor in found.items()}
     found |= packing.pack(_fitted(half.grid, matrix).quantize(matrix))
     return {name: tensor.reshape(*steps, -1) for name, tensor in found.items()}
 
@@ -122,7 +132,7 @@ def decode(half: Half, pages: Pages, width: int, start: int = 0, constants: Cons
     """The tokens that pages hold, float32 [batch, heads, tokens, width] (the model's floats where nothing is packed)."""
     if half.grid is None:
         return pages[""]
-    x = in_basis(half, pages, width)
+    x = in_basis(half, pages, width, constants)
     if half.rotated:
         x = out_of_basis(x)
     if half.centred:
@@ -131,10 +141,13 @@ def decode(half: Half, pages: Pages, width: int, start: int = 0, constants: Cons
     return turn(x, constants["frequencies"], start) if half.before else x
 
 
-def in_basis(half: Half, pages: Pages, width: int) -> Tensor:
+def in_basis(half: Half, pages: Pages, width: int, constants: Constants = NONE) -> Tensor:
     """What the codes and the outliers say, float32 [batch, heads, steps, step, width]: in the basis, less the means."""
     assert half.grid is not None  # noqa: S101 - for the type checker
     steps = pages[""].shape[:3]
+    if half.static:
+        codes = packing.codes(half.grid, pages[""].reshape(-1, pages[""].shape[-1] // half.step), (steps.numel(), width))
+        return half.grid.dtype.decode(codes).view(*steps, *half.rows(width)) * _scale(constants, 5)
     x = _matrix(half.grid, half, pages, width).view(*steps, *half.rows(width))
     x = x.transpose(-1, -2) if half.along == "channel" else x
     if half.outliers:
@@ -160,6 +173,12 @@ def turn(x: Tensor, frequencies: Tensor, start: int, back: bool = False) -> Tens
     cos, sin = angle.cos(), -angle.sin() if back else angle.sin()
     a, b, rest = x.split([n, n, x.shape[-1] - 2 * n], -1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], -1)
+
+
+def _scale(constants: Constants, dimensions: int) -> Tensor:
+    """The constant scales, to stand beside numbers whose second dimension is the heads."""
+    scale = constants["scale"].float().reshape(-1)
+    return scale.view(1, -1, *[1] * (dimensions - 2))
 
 
 def _fitted(format: Format, matrix: Tensor) -> Grid:

@@ -6,6 +6,7 @@ A Policy is its text: `int4`, `int8-r64`, `int4-g32-k8`, `int4-centred-rot`, `ki
     word   := sN (the first N tokens stay floats: sinks) | rN (so do the last N or more: the recent window)
             | what the file takes: gN (numbers that share a scale) | kN (bits of keys) | rot (a Hadamard basis in each head)
             | centred (keys less the mean of 64 tokens in a row; centred32: of 32)
+            | tensor, head (one scale a layer, or a head, found when the model is quantized)
             | pre (keys as they are before RoPE)
             | outN (the N greatest numbers of each token and head stay floats)
 
@@ -18,7 +19,8 @@ Attention over what is packed is lowbit.kernels.attention: it decodes a tile at 
 
 import functools
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from lowbit.core.errors import RequestError, nearest
@@ -26,9 +28,25 @@ from lowbit.core.shelf import Shelf
 from lowbit.kernels.pages import Half
 from lowbit.kvcache._policy import Policy
 
-__all__ = ["KEY", "Half", "Policy", "Told", "arguments", "attach", "build", "by_layer", "check", "examples", "parse", "shelf"]
+__all__ = [
+    "KEY",
+    "Half",
+    "Policy",
+    "Scales",
+    "Told",
+    "arguments",
+    "attach",
+    "build",
+    "by_layer",
+    "check",
+    "examples",
+    "parse",
+    "shelf",
+]
 
 KEY = "lowbit_kv"
+Scales = Mapping[int, Mapping[str, Any]]
+NO_SCALES: Scales = MappingProxyType({})
 Told = str | Policy | Sequence[str | Policy | None]
 shelf = Shelf(__name__, "KV policy")
 
@@ -58,11 +76,11 @@ def by_layer(told: Told, layers: int) -> list[Policy | None]:
     return [parse(policy) if isinstance(policy, str) and policy else policy or None for policy in each]
 
 
-def build(told: Told, config: Any) -> Any:
-    """An empty cache for one model. config: the model's."""
+def build(told: Told, config: Any, scales: Scales = NO_SCALES) -> Any:
+    """An empty cache for one model. config: the model's. scales: k_scale and v_scale by layer, where they are constants."""
     from lowbit.kvcache._cache import PackedCache
 
-    return PackedCache(by_layer(told, config.get_text_config(decoder=True).num_hidden_layers), config)
+    return PackedCache(by_layer(told, config.get_text_config(decoder=True).num_hidden_layers), config, scales)
 
 
 def check(told: Told, config: Any) -> None:
@@ -88,14 +106,14 @@ def arguments(told: Told, model: Any) -> dict[str, Any]:
     from lowbit.kvcache._attention import use
 
     use(model)
-    return {word_of(model): build(told, model.config)}
+    return {word_of(model): build(told, model.config, getattr(model, "kv_scales", NO_SCALES))}
 
 
-def attach(model: Any, told: Told | None) -> Any:
+def attach(model: Any, told: Told | None, scales: Scales = NO_SCALES) -> Any:
     """Pack every cache that a model makes from now on, and remember how in `model.kv_policies`; the model. None: nothing."""
     if told:
         from lowbit.kvcache import _attaching
 
         policies = by_layer(told, model.config.get_text_config(decoder=True).num_hidden_layers)
-        _attaching.attach(model, policies, word_of(model))
+        _attaching.attach(model, policies, word_of(model), scales)
     return model

@@ -7,9 +7,10 @@ Idea      A layer answers an update with what it held and the new tokens as they
 Traps     `crop` takes the tokens to remove as a negative number. `early_initialization` passes tensors without tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
@@ -20,11 +21,13 @@ from lowbit.kvcache._attention import lazy
 from lowbit.kvcache._policy import Policy
 from lowbit.kvcache._store import Store
 
+Scales = Mapping[int, Mapping[str, Tensor]]
+
 
 class PackedLayer(DynamicLayer):  # type: ignore[misc]
     """The keys and values of one decoder layer."""
 
-    def __init__(self, policy: Policy, constants: Constants = NONE) -> None:
+    def __init__(self, policy: Policy, constants: tuple[Constants, Constants] = (NONE, NONE)) -> None:
         super().__init__()
         self.policy, self.constants = policy, constants
         self.stores: tuple[Store, ...] = ()
@@ -36,8 +39,10 @@ class PackedLayer(DynamicLayer):  # type: ignore[misc]
         for half, states in halves:
             half.check(self.policy.text, states.shape[-1])
         sizes = self.policy.sinks, self.policy.recent, self.policy.page
-        here = {name: tensor.to(self.device) for name, tensor in self.constants.items()}
-        self.stores = tuple(Store(half, *sizes, states, here) for half, states in halves)
+        self.stores = tuple(
+            Store(half, *sizes, states, {name: tensor.to(self.device) for name, tensor in constants.items()})
+            for (half, states), constants in zip(halves, self.constants, strict=True)
+        )
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -91,12 +96,15 @@ class PackedLayer(DynamicLayer):  # type: ignore[misc]
 class PackedCache(Cache):  # type: ignore[misc]
     """A cache for one model whose full-attention layers are packed. policies: by layer, None: as floats. config: the model's.
 
+    scales: k_scale and v_scale by layer, for policies with constant ones.
     Raises RequestError when no layer that has a policy attends to all tokens.
     """
 
-    def __init__(self, policies: Sequence[Policy | None], config: Any) -> None:
+    def __init__(self, policies: Sequence[Policy | None], config: Any, scales: Scales) -> None:
         layers = [
-            PackedLayer(policy, _constants(policy, config, index)) if policy and type(layer) is DynamicLayer else layer
+            PackedLayer(policy, _constants(policy, config, index, scales.get(index, {})))
+            if policy and type(layer) is DynamicLayer
+            else layer
             for index, (policy, layer) in enumerate(zip(policies, DynamicCache(config=config).layers, strict=True))
         ]
         if not any(isinstance(layer, PackedLayer) for layer in layers):
@@ -111,10 +119,14 @@ class PackedCache(Cache):  # type: ignore[misc]
         return sum(layer.bytes for layer in self.layers if isinstance(layer, PackedLayer))
 
 
-def _constants(policy: Policy, config: Any, index: int) -> Constants:
-    """What layer `index` of a model needs beside its tokens. Raises RequestError."""
-    if not policy.keys.before:
-        return NONE
-    text = config.get_text_config(decoder=True)
-    kinds = getattr(text, "layer_types", None)
-    return {"frequencies": _rope.frequencies(text, kinds[index] if kinds else "full_attention", policy.text)}
+def _constants(policy: Policy, config: Any, index: int, scales: Mapping[str, Tensor]) -> tuple[Constants, Constants]:
+    """What the keys and the values of layer `index` need beside their tokens. Raises RequestError."""
+    keys, values = (
+        {"scale": scales.get(name, torch.ones(1))} if half.static else {}
+        for name, half in (("k_scale", policy.keys), ("v_scale", policy.values))
+    )
+    if policy.keys.before:
+        text = config.get_text_config(decoder=True)
+        kinds = getattr(text, "layer_types", None)
+        keys["frequencies"] = _rope.frequencies(text, kinds[index] if kinds else "full_attention", policy.text)
+    return keys, values

@@ -16,7 +16,10 @@ PAGE = 32
 CENTRED = 64
 """Tokens that share a mean, where a policy gives no number."""
 COUNT = r"[1-9]\d*"
-WORDS = {"s": r"\d+", "r": r"\d+", "g": COUNT, "k": COUNT, "out": COUNT, "rot": "", "pre": "", "centred": f"({COUNT})?"}
+WORDS = {
+    "s": r"\d+", "r": r"\d+", "g": COUNT, "k": COUNT, "out": COUNT, "rot": "", "pre": "", "tensor": "", "head": "",
+    "centred": f"({COUNT})?",
+}  # fmt: skip
 """What follows the name of a word."""
 
 
@@ -32,6 +35,11 @@ class Policy:
 
     def __str__(self) -> str:
         return self.text
+
+    @property
+    def static(self) -> bool:
+        """Whether its scales are constants of a layer, found when the model is quantized."""
+        return bool(self.keys.static or self.values.static)
 
     @property
     def page(self) -> int:
@@ -54,7 +62,7 @@ def read(text: str, words: list[str], *own: str) -> dict[str, int]:
     for word in words:
         name = next((n for n in known if re.fullmatch(n + WORDS[n], word)), None)
         if name is None:
-            like = [n if n in {"rot", "pre", "centred"} else f"{n}32" for n in known]
+            like = [n if not WORDS[n] or n == "centred" else f"{n}32" for n in known]
             raise RequestError(f"{text}: a KV policy of this kind has no word '{word}'. {nearest(word, like)}")
         found[name] = int(word.removeprefix(name) or CENTRED)
     return found
@@ -63,6 +71,11 @@ def read(text: str, words: list[str], *own: str) -> dict[str, int]:
 def policy(text: str, keys: Half, values: Half, words: dict[str, int], sinks: int = 4, recent: int = 128) -> Policy:
     """A policy whose words may change its floats. Raises RequestError when a format does not exist."""
     return Policy(text, keys, values, words.get("s", sinks), words.get("r", recent))
+
+
+def static(words: dict[str, int]) -> str:
+    """Whose the constant scale is: "tensor", "head", or "" where there is none."""
+    return next((word for word in ("tensor", "head") if word in words), "")
 
 
 def bits(text: str, number: str, least: int, greatest: int) -> int:

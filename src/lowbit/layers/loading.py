@@ -27,8 +27,8 @@ from lowbit.layers import replacing
 from lowbit.layers.quantizer import attach
 
 Get = Callable[[str], Tensor]
-UNWANTED = (r"rotary_emb\.inv_freq$", r"(^|\.)position_ids$")
-"""Tensors of old files that no class wants any more."""
+UNWANTED = (r"rotary_emb\.inv_freq$", r"(^|\.)position_ids$", r"\.[kv]_scale$")
+"""Tensors of old files that no class wants any more, and scales of the cache."""
 
 
 def load(path: str | Path, dtype: torch.dtype | None = None, device: str | torch.device | None = None) -> Any:
@@ -53,7 +53,7 @@ def load(path: str | Path, dtype: torch.dtype | None = None, device: str | torch
     if (folder.path / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder.path)
     attach(model, stored)
-    return kvcache.attach(model, folder.settings.get(kvcache.KEY))
+    return kvcache.attach(model, folder.settings.get(kvcache.KEY), stored.cache_scales)
 
 
 def skeleton(config: Any, dtype: torch.dtype) -> Any:

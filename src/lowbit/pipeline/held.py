@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lowbit import kvcache
-from lowbit.kvcache import Policy, Told
+from lowbit.kvcache import Policy, Scales, Told
 from lowbit.pipeline.stream import first
 
 STEP = 64
@@ -38,14 +38,14 @@ def plain(module: nn.Module, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
     return first(module(hidden, **kwargs))
 
 
-def through(config: Any, index: int, policies: Sequence[Policy | None]) -> Run:
-    """How block `index` runs when layers are held by `policies`. config: the model's."""
+def through(config: Any, index: int, policies: Sequence[Policy | None], scales: Scales) -> Run:
+    """How block `index` runs when layers are held by `policies`. config: the model's. scales: constant ones, by layer."""
     if policies[index] is None or not hasattr(kvcache.build(policies, config).layers[index], "stores"):
         return plain
 
     def run(module: nn.Module, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
         word = "past_key_values" if "past_key_values" in kwargs else "cache"
-        cache, found = kvcache.build(policies, config), []
+        cache, found = kvcache.build(policies, config, scales), []
         for start in range(0, hidden.shape[1], STEP):
             stop = min(start + STEP, hidden.shape[1])
             part = {name: _part(name, value, start, stop) for name, value in kwargs.items()}

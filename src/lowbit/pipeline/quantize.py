@@ -16,13 +16,17 @@ import torch
 from torch import Tensor
 
 import lowbit
-from lowbit import checkpoints, kvcache
+from lowbit import checkpoints
 from lowbit.checkpoints.folder import Folder
 from lowbit.core.device import available_memory, peak_memory, return_freed_memory, throughput
 from lowbit.core.errors import CapacityError, CheckpointError, RequestError
 from lowbit.layers.loading import load
 from lowbit.pipeline import admission, blocks, budgeted, closing, ends, journal, text, turned
+<<<<<<< HEAD
 from lowbit.pipeline.beside import Beside
+=======
+from lowbit.pipeline.caching import Caching
+>>>>>>> f9d454d (Give the cache constant scales: kv(fp8-tensor), kv(fp8-head), written as kv_cache_scheme too)
 from lowbit.pipeline.finishing import Finishing
 from lowbit.pipeline.gradients import Gradients
 from lowbit.pipeline.progress import Progress
@@ -31,7 +35,7 @@ from lowbit.pipeline.request import Request, Result
 from lowbit.pipeline.source import Source, tokenizer_of
 from lowbit.pipeline.stream import first
 from lowbit.pipeline.writer import Writer
-from lowbit.recipe import Recipe, allotment, caches
+from lowbit.recipe import Recipe, allotment
 from lowbit.recipe.plan import Plan
 from lowbit.statistics import Stats
 
@@ -67,13 +71,10 @@ class Run:
         self.plan = Plan.make(self.recipe, self.source.linears())
         ends.check(self.plan.rows)
         admission.check(self.source, self.plan)
-        self.policies = caches.policies(self.recipe, self.source.linears())
-        self.kv = caches.told(self.policies) if self.policies else ""
-        if self.kv:
-            kvcache.check(self.kv, self.source.config)
+        self.caching = Caching(self.source, self.recipe)
         self.length = request.length or min(text.LENGTH, self.source.context)
         self.samples = request.samples or text.SAMPLES
-        self.out = Path(request.out or f"{Path(request.model).name}-{self.plan.label()}{caches.label(self.policies)}")
+        self.out = Path(request.out or f"{Path(request.model).name}-{self.plan.label()}{self.caching.label}")
         self.work = self.out.with_name(self.out.name + ".partial")
         self.writer = Writer(self.work, self.source, self.plan.formats, self.plan.activations, bool(self.plan.turners))
         self.finishing = Finishing(self.source, self.plan, self.writer, progress)
@@ -90,7 +91,7 @@ class Run:
         return_freed_memory()
         result = Result(
             self.request.model, str(self.recipe), str(self.out), self.plan.bits_per_weight, self.writer.bytes(),
-            self.request.seed, checkpoints.name_of(self.writer.form), self.kv, outlook=self.outlook(),
+            self.request.seed, checkpoints.name_of(self.writer.form), self.caching.told, outlook=self.outlook(),
         )  # fmt: skip
         self.admit(result)
         if self.request.dry_run:
@@ -108,7 +109,7 @@ class Run:
         result.layers = [row for step in book.steps for row in step["rows"]]
         result.finished = [step["told"] for step in book.steps if "told" in step]
         self.gradients.clear()
-        self.writer.complete({kvcache.KEY: self.kv} if self.kv else {})
+        self.writer.complete(self.caching.config, self.caching.scales(self.writer, self.request.calibration, self.device))
         result.check = self.check()
         self.describe(result)
         turned.forget(self.work)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lowbit.kernels import attention, dispatch, pages
 from lowbit.kernels.attention import Case, Held
-from lowbit.kernels.pages import NONE, Half
+from lowbit.kernels.pages import Half
 
 HALVES = {
     "floats": (Half(), Half()),
@@ -26,6 +26,7 @@ HALVES = {
     "centred": (Half("int4-row-floatzero", centred=64, rotated=True), Half("int4-row-floatzero", rotated=True)),
     "channel": (Half("int2-g32-floatzero", "channel"), Half("int2-g32-floatzero")),
     "before": (Half("int4-g32-floatzero", "channel", rotated=True, before=True), Half("int4-row-floatzero")),
+    "static": (Half("e4m3-row", static="head"), Half("int8-row", static="tensor")),
     "outliers": (Half("int4-row-floatzero", rotated=True, outliers=2), Half("int4-row-floatzero", outliers=1)),
 }
 """Keys and values of many kinds."""
@@ -41,7 +42,11 @@ def held(half: Half, sizes: tuple[int, int, int], dtype: torch.dtype, device: st
     x = torch.randn(BATCH, HEADS[1], sum(sizes), WIDTH, generator=source)
     x[..., 5] += 4
     first, packed, last = x.to(device, dtype).split(sizes, 2)
-    constants = {"frequencies": (10000.0 ** -(torch.arange(24) / 24)).to(device)} if half.before else NONE
+    constants: dict[str, Tensor] = {}
+    if half.static:
+        constants = {"scale": torch.tensor([0.06, 0.04][: 1 + (half.static == "head")]).to(device)}
+    if half.before:
+        constants = {"frequencies": (10000.0 ** -(torch.arange(24) / 24)).to(device)}
     made = pages.encode(half, packed, sizes[0], constants) if sizes[1] else {}
     return Held(half, first, made, last, constants)
 

@@ -32,6 +32,7 @@ def halves(name: str) -> list[tuple[str, Half]]:
 def filled(half: Half, x: Tensor, *sizes: int) -> Store:
     """A store that took `x` in pieces of the given sizes, then the rest."""
     constants = {"frequencies": 10000.0 ** -(torch.arange(x.shape[3] // 2) / (x.shape[3] // 2))} if half.before else {}
+    constants |= {"scale": torch.tensor([0.05])} if half.static else {}
     store = Store(half, SINKS, RECENT, Policy("", half, half).page, x, constants)
     for part in x.split([*sizes, x.shape[2] - sum(sizes)], 2):
         store.append(part)

@@ -55,7 +55,7 @@ def _scores(keys: Held, plain: Tensor, q: Tensor, a: int, b: int) -> Tensor:
     if half.grid is None or half.before:
         k = pages.decode(half, part, keys.width, keys.first.shape[2] + a, keys.constants)
         return plain @ k.float().transpose(-1, -2)
-    scores = q @ pages.in_basis(half, part, keys.width).flatten(2, 3).transpose(-1, -2)
+    scores = q @ pages.in_basis(half, part, keys.width, keys.constants).flatten(2, 3).transpose(-1, -2)
     if half.centred:
         mean = plain @ part["mean"].float().transpose(-1, -2)
         scores = scores + mean.repeat_interleave(half.step, -1)
@@ -67,7 +67,7 @@ def _values(values: Held, a: int, b: int) -> Tensor:
     half, part = values.half, values.part(a, b)
     if half.grid is None:
         return pages.decode(half, part, values.width).float()
-    x = pages.in_basis(half, part, values.width)
+    x = pages.in_basis(half, part, values.width, values.constants)
     if half.centred:
         mean = part["mean"].float()[:, :, :, None]
         x = x + (pages.into_basis(mean) if half.rotated else mean)

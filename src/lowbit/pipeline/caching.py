@@ -1,0 +1,101 @@
+"""caching - the KV cache of a run: how a recipe holds it, what is measured for that, what config.json and the files say.
+
+In / Out  a recipe -> policies by layer, checked; finished blocks -> tensors "<block>.self_attn.k_scale" and "v_scale", float32
+          [1], or [heads, 1, 1] by head, for policies whose scales are constants.
+Idea      A few windows pass through the blocks as they are on the disk, each with a cache of transformers' own that shows keys
+          and values as attention gets them. scale = greatest magnitude / greatest of the element (448 for e4m3).
+Source    compressed-tensors' names and shapes, which vLLM reads.
+Traps     What is larger at run time is clipped.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from lowbit import kvcache
+from lowbit.kvcache import Half, Policy
+from lowbit.pipeline import text
+from lowbit.pipeline.source import Source, tokenizer_of
+from lowbit.pipeline.stream import first
+from lowbit.pipeline.writer import Writer
+from lowbit.recipe import Recipe, caches
+
+SCHEME = "kv_cache_scheme"
+"""What compressed-tensors calls it, in its `quantization_config`."""
+WINDOWS, LENGTH = 8, 512
+"""Of calibration text, for constant scales."""
+
+
+class Caching:
+    """The cache of one run. told: its policy, or one for each layer, "" as floats; label: what it adds to a folder's name."""
+
+    def __init__(self, source: Source, recipe: Recipe) -> None:
+        found = caches.policies(recipe, source.linears())
+        self.source, self.label = source, caches.label(found)
+        self.told: str | list[str] = caches.told(found) if found else ""
+        self.policies = kvcache.by_layer(self.told or "", len(source.blocks))
+        if self.told:
+            kvcache.check(self.told, source.config)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What config.json says beside the weights: lowbit's own key, and compressed-tensors' where that has the words."""
+        if not self.told:
+            return {}
+        scheme = _scheme(self.policies[0]) if isinstance(self.told, str) else None
+        return {kvcache.KEY: self.told, "quantization_config": {SCHEME: scheme} if scheme else {}}
+
+    @torch.no_grad()
+    def scales(self, writer: Writer, calibration: str, device: torch.device) -> dict[str, Tensor]:
+        """The constant scales of all layers that have some, as they are stored."""
+        if not any(policy and policy.static for policy in self.policies):
+            return {}
+        name, source = "bundled" if calibration == "generated" else calibration, self.source
+        length = min(LENGTH, source.context)
+        tokens = text.windows(name, text.read(name), tokenizer_of(source.folder.path), length, WINDOWS).tokens
+        outer = source.outer(torch.float32, device)
+        kwargs, stream = outer.kwargs(length), [outer.enter(row[None]) for row in tokens]
+        outer.drop()
+        found: dict[str, Tensor] = {}
+        for index, policy in enumerate(self.policies):
+            stream, most = self._through(writer, index, stream, kwargs[index], device)
+            if policy and policy.static:
+                place = f"{source.prefix(index)}.self_attn"
+                for part, half, size in zip(("k_scale", "v_scale"), (policy.keys, policy.values), most, strict=True):
+                    found[f"{place}.{part}"] = scale(half, size)
+        return found
+
+    def _through(
+        self, writer: Writer, index: int, stream: list[Tensor], kwargs: dict[str, Any], device: torch.device
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """The hidden states after a block, and the greatest keys and values of each head."""
+        module, most = writer.block(index, device, torch.float32), [torch.zeros(1), torch.zeros(1)]
+        word = "past_key_values" if "past_key_values" in kwargs else "cache"
+        after = []
+        for hidden in stream:
+            cache: Any = DynamicCache(config=self.source.config)
+            after.append(first(module(hidden, **kwargs | {word: cache, "use_cache": True})))
+            layer = cache.layers[index]
+            sizes = [states.abs().float().amax((0, 2, 3)).cpu() for states in (layer.keys, layer.values)]
+            most = [torch.maximum(m, size) for m, size in zip(most, sizes, strict=True)]
+        return after, most
+
+
+def _scheme(policy: Policy | None) -> dict[str, Any] | None:
+    """QuantizationArgs of a cache that engines know: constant scales, keys and values alike."""
+    if policy is None or not policy.static or policy.keys != policy.values or policy.keys.grid is None:
+        return None
+    element = policy.keys.grid.dtype
+    kind = "float" if element.name.startswith("e") else "int"
+    strategy = "attn_head" if policy.keys.static == "head" else "tensor"
+    told: dict[str, Any] = {"num_bits": int(element.bits), "type": kind, "strategy": strategy, "symmetric": True}
+    return told | {"dynamic": False, "group_size": None}
+
+
+def scale(half: Half, most: Tensor) -> Tensor:
+    """The scale of a half whose heads reach `most` [heads]."""
+    largest = half.grid.dtype.maximum if half.grid else 1.0
+    value = most.clamp_min(1e-6) / largest
+    return value.max().reshape(1) if half.static == "tensor" else value.view(-1, 1, 1)
