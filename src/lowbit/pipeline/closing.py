@@ -82,31 +82,13 @@ def measure(source: Source, folder: Folder, tokens: Tensor, device: torch.device
     ours = outside(source, stored, original, device)
     kwargs = original.kwargs(tokens.shape[1])
     streams = [[outer.enter(row[None]) for row in tokens] for outer in (ours, original)]
-<<<<<<< HEAD
-    policies = kvcache.by_layer(folder.settings.get(kvcache.KEY, ""), len(source.blocks))
-    progress.start("check", len(source.blocks))
-=======
-    read = written.reader(stored)
     scales = stored.cache_scales
     policies = kvcache.by_layer(folder.settings.get(kvcache.KEY, ""), len(source.blocks))
     progress.start("check", len(source.blocks))
-    for index in range(len(source.blocks)):
-        for stream in streams:
-            if stream is streams[0]:
-                told = source.blocks[index], source.prefix(index), read, stored.activations
-                module, run = written.block(*told, device, torch.float32), held.through(source.config, index, policies, scales)
-            else:
-                module, run = block(source, source.stored.tensor, index, device), held.plain
-            for i, hidden in enumerate(stream):
-                stream[i] = run(module, hidden, kwargs[index])
-            del module  # before the next is loaded: one block in memory
-        progress.block(index, None, 0.0)
-    progress.end()
->>>>>>> f9d454d (Give the cache constant scales: kv(fp8-tensor), kv(fp8-head), written as kv_cache_scheme too)
     found = Divergence()
     with tensor_cores(device):
         for index, which, module in _modules(source, stored, device):
-            run = held.plain if which else held.through(source.config, index, policies)
+            run = held.plain if which else held.through(source.config, index, policies, scales)
             for i, hidden in enumerate(streams[which]):
                 streams[which][i] = run(module, hidden, kwargs[index])
             del module

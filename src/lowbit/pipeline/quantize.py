@@ -22,11 +22,8 @@ from lowbit.core.device import available_memory, peak_memory, return_freed_memor
 from lowbit.core.errors import CapacityError, CheckpointError, RequestError
 from lowbit.layers.loading import load
 from lowbit.pipeline import admission, blocks, budgeted, closing, ends, journal, text, turned
-<<<<<<< HEAD
 from lowbit.pipeline.beside import Beside
-=======
 from lowbit.pipeline.caching import Caching
->>>>>>> f9d454d (Give the cache constant scales: kv(fp8-tensor), kv(fp8-head), written as kv_cache_scheme too)
 from lowbit.pipeline.finishing import Finishing
 from lowbit.pipeline.gradients import Gradients
 from lowbit.pipeline.progress import Progress

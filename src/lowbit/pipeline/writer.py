@@ -198,30 +198,23 @@ class Writer:
         tensors = ((n, self.source.tensor(n)) for n in names)
         return {stored.originals.get(n, n): t.to(self.source.dtype) if turning and n in turning else t for n, t in tensors}
 
-<<<<<<< HEAD
     def write_outside(self) -> None:
         """Write the tensors that are in no step, unless they are written."""
         if not self.joined.exists() and not self.shard("").exists():
             checkpoints.write_shard(self.shard(""), self._outside())
 
-    def complete(self, more: Mapping[str, Any] = types.MappingProxyType({})) -> None:
-=======
     def complete(
         self, more: Mapping[str, Any] = types.MappingProxyType({}), tensors: Mapping[str, Tensor] = types.MappingProxyType({})
     ) -> None:
->>>>>>> f9d454d (Give the cache constant scales: kv(fp8-tensor), kv(fp8-head), written as kv_cache_scheme too)
         """Make the folder a model: the tensors outside the blocks, index, configuration, tokenizer. May be done again.
 
         more: what config.json says beside; "quantization_config" in it: what that says where the file format has the word.
         tensors: what the files hold beside.
         """
         stored = self.source.stored
-<<<<<<< HEAD
         self.write_outside()
-=======
-        if not self.joined.exists():
-            checkpoints.write_shard(self.shard(""), self._outside() | dict(tensors))
->>>>>>> f9d454d (Give the cache constant scales: kv(fp8-tensor), kv(fp8-head), written as kv_cache_scheme too)
+        if tensors and not self.joined.exists():
+            checkpoints.write_shard(self.work / "model-cache.safetensors", dict(tensors))
         if sum(f.stat().st_size for f in self.work.glob("*.safetensors")) < SMALL:
             self.join()
         formats = {stored.original(name): format for name, format in self.formats.items()}
