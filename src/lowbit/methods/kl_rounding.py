@@ -9,7 +9,7 @@ Defaults  200 steps of 8 windows; rate 0.002: at most a fifth of a step from whe
 Figures   lowbit-tiny, 64 windows, KL in milli-nats on books / docs / wikitext2, before and after:
           autoround(int2-g128) 473 / 493 / 876, 416 / 451 / 836; autoround(int3-g128) 119 / 133 / 285, 106 / 122 / 263;
           autoround(int4-g128-asym) 31.2 / 34.7 / 78.6, 31.6 / 34.8 / 77.0: no difference at 4 bits.
-          From gptq at rate 0.005: int2-g128 747 / 797 / 1278, 425 / 458 / 875; int3-g128 147 / 161 / 325, 109 / 130 / 266.
+          From gptaq at rate 0.005: int2-g128 425 / 458 / 875, int3-g128 109 / 130 / 266, int4-g128-asym 31.8 / 35.9 / 78.0.
 Traps     17 bytes of memory a weight. Every weight is trained: it fits the text that it sees, so give it many windows.
 """
 
