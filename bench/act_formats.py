@@ -4,7 +4,7 @@
     python bench/act_formats.py one DATA SENTENCE [--samples 64] [--windows 32] [--device cpu]
 
 DATA: a folder with calibration.txt, evaluation-books.txt, evaluation-docs.txt and wikitext2-test.txt. KL divergence in
-milli-nats. Layers run as they do for users: inputs rounded, products by the kernel that dispatch takes.
+milli-nats. On a CPU layers run as they do for users, products by the kernel that dispatch takes; on a GPU on the reference.
 """
 
 import argparse
@@ -27,6 +27,8 @@ SENTENCES = (
     "gptaq(nvfp4)",
     "rtn(fp8-row) + act(fp8-token)",
     "gptaq(fp8-row) + act(fp8-token)",
+    "gptaq(nvfp4) + act(nvfp4) + kl_tuning",
+    "smoothquant(alpha=0.85) + gptaq(int8-row) + act(int8-token) + kl_tuning",
     "smoothquant(alpha=0.85) + gptq(int8-row) + act(int8-token)",
     "gptaq(nvfp4) + act(nvfp4)",
     "gptaq(int8-row) + act(int8-tensor, static=true)",
@@ -49,6 +51,7 @@ def one(sentence: str, data: Path, device: str, samples: int, windows: int) -> N
 
     import lowbit
     from lowbit.evaluation import measure
+    from lowbit.layers.linear import QuantizedLinear
     from lowbit.layers.loading import load
     from lowbit.pipeline.source import tokenizer_of
 
@@ -58,14 +61,16 @@ def one(sentence: str, data: Path, device: str, samples: int, windows: int) -> N
         calibration = str(data / "calibration.txt")
         lowbit.quantize(str(MODEL), sentence, out=out, calibration=calibration, samples=samples, device=device)
         seconds = time.perf_counter() - start
-        layers = lowbit.inspect(out, device=device)["layers"]
         model = load(out, dtype=torch.float32, device=device)
+        layers = [module for module in model.modules() if isinstance(module, QuantizedLinear)]
+        for layer in layers if device == "cuda" else ():
+            layer.unprepare()
         reference = measure.Reference(load(str(MODEL), dtype=torch.float32, device=device))
         texts = measure.read_texts([str(data / f"{t}.txt") for t in TEXTS], tokenizer_of(MODEL), 2048, windows)
         found = {Path(n).stem: measure.divergence(model, t, reference).summary() for n, t in texts.items()}
     milli = {key: {n: round(1000 * float(text[key]), 2) for n, text in found.items()} for key in ("kl", "kl_se")}
-    products = sorted({str(layer.get("product", "weights alone")) for layer in layers})
-    told = {"recipe": sentence, "products": products, "seconds": round(seconds, 1), "samples": samples, "windows": windows}
+    told = {"recipe": sentence, "kernels": sorted({layer.kernel for layer in layers}), "seconds": round(seconds, 1)}
+    told |= {"samples": samples, "windows": windows}
     keep("act_formats", **told, **milli)
 
 
