@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig
 
 from lowbit.checkpoints.folder import Folder
+from lowbit.kernels import activation as acting
 from lowbit.layers.linear import QuantizedLinear
 from lowbit.layers.loading import load
 from lowbit.testing.checkpoints import quantize_folder
@@ -43,6 +45,17 @@ MIXTURES = {
     "mixed-kinds": ("int4-g64", "fp8-row"),
     "mixed-asym": ("int4-g64-asym", "int8-g64-asym"),
 }
+ROUNDED = {
+    "w8a8": ("int8-row", "int8-token", 0.0, "float32"),
+    "w8a8-static": ("int8-row", "int8-tensor-static", 8 / 127.5, "float32"),
+    "fp8-dynamic": ("fp8-row", "fp8-token", 0.0, "float32"),
+    "fp8-static": ("fp8-tensor", "fp8-tensor-static", 8 / 448, "float32"),
+    "fp8-block": ("fp8-b128x128", "fp8-g128", 0.0, "float32"),
+    "nvfp4-w4a4": ("nvfp4", "nvfp4", 448 * 6 / 8, "bfloat16"),
+    "mxfp4-w4a4": ("mxfp4", "mxfp4", 0.0, "bfloat16"),
+}
+"""Weights, inputs, their stored scale, and the dtype in which transformers rounds by the same numbers: it decodes 4-bit floats
+to bfloat16 alone, and takes scales of int8 and FP8 in the dtype of the inputs."""
 STOCK = """
 import json, sys, torch
 from transformers import AutoModelForCausalLM
@@ -75,12 +88,13 @@ def stock(requests: list[tuple[Path, str]]) -> dict[tuple[Path, str], str]:
     return {request: told[f"{request[0]} {request[1]}"] for request in requests}
 
 
-def reference(folder: Path, dtype: str) -> torch.Tensor:
-    """Logits of lowbit's own load, by the law: every layer on the reference kernel."""
+def reference(folder: Path, dtype: str, rounded: bool = True) -> torch.Tensor:
+    """Logits of lowbit's own load, by the law: every layer on the reference kernel. rounded: inputs, where the file says so."""
     model: Any = load(folder, dtype=getattr(torch, dtype))
     for module in model.modules():
         if isinstance(module, QuantizedLinear):
             module.unprepare()
+            module.activation = module.activation if rounded else None
     with torch.no_grad():
         found: torch.Tensor = model(torch.arange(40)[None]).logits
     return found
@@ -133,6 +147,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         found[name] = place / name
     quantize_folder(sources[False], place / "head", lambda m: "int8-row" if m == "lm_head" else "int4-g64")
     found["head"] = place / "head"
+    for name, (text, acts, scale, _) in ROUNDED.items():
+        activation = replace(acting.parse(acts), scale=(scale,) if scale else ())
+        quantize_folder(sources[False], place / name, lambda m, t=text: "" if m == "lm_head" else t, activation=activation)  # type: ignore[misc]
+        found[name] = place / name
     for text in ("int4-g64", "nf4-g64"):
         pick = lambda m, text=text: "" if m == "lm_head" else text  # noqa: E731
         quantize_folder(mixtral(place / "experts"), place / f"experts-{text}", pick)
@@ -144,6 +162,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def told(folders: dict[str, Path]) -> dict[tuple[Path, str], str]:
     """What stock transformers makes of them all."""
     extra = [(folders[text], dtype) for text in ("int4-g128", "int4-g128-asym", "fp8-row") for dtype in ("float32", "float16")]
+    extra += [(folders[name], dtype) for name, (_, _, _, dtype) in ROUNDED.items()]
     return stock([(folder, "bfloat16") for folder in folders.values()] + extra)
 
 
@@ -158,6 +177,17 @@ def test_stock_transformers_gives_the_very_logits(
     logits = torch.load(folders[text] / "logits-bfloat16")
     assert float((logits - reference(folders[text], "bfloat16")).abs().max()) == 0.0
     assert float(logits.std()) > 0.05
+
+
+@pytest.mark.parametrize("name", ROUNDED)
+def test_rounded_inputs_give_the_same_logits(folders: dict[str, Path], told: dict[tuple[Path, str], str], name: str) -> None:
+    folder, dtype = folders[name], ROUNDED[name][3]
+    assert json.loads((folder / "config.json").read_text())["quantization_config"]["quant_method"] == "compressed-tensors"
+    assert told[folder, dtype] == ""
+    theirs, ours = torch.load(folder / f"logits-{dtype}").float(), reference(folder, dtype).float()
+    assert float((theirs - ours).abs().max()) < 1e-5 * float(ours.std())
+    plain = reference(folder, dtype, rounded=False).float()
+    assert float((plain - ours).norm() / ours.norm()) > 3e-3  # inputs were rounded
 
 
 @pytest.mark.parametrize("text", ["int4-g128", "fp8-row"])

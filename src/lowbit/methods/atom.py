@@ -6,6 +6,8 @@ Idea      O = the n columns of greatest E[x^2]. They leave the grid, the groups 
           up for what rounding of the others loses (solvers/columns.py).
 Source    Atom (2310.19102): there O is put last by a reordering; here its places in the grid hold zeros: nothing is gathered.
 Defaults  128 columns (paper, of 4096). clip 0.9 of inputs, as in the paper.
+Figures   lowbit-tiny (384 inputs), atom(int4-g128-byte32) + act(int4-g128, clip=0.9), KL in milli-nats on books / docs /
+          wikitext2: 144 / 158 / 291.
 Traps     Inputs of O stay in 16 bits here, in int8 there: 0.4 % of a step of 8 bits. Small models want fewer columns: byte32.
 """
 

@@ -6,6 +6,8 @@ Idea      O = columns with some |x| >= beyond in this call. y = s_x s_w (q_x . q
           never has to reach an outlier, and the few columns of O cost little. O is found at every call, nothing is stored.
 Source    LLM.int8() (2208.07339), section 3; the row of W decoded from int8 for O too, as bitsandbytes does.
 Defaults  beyond 6.0 (paper).
+Figures   lowbit-tiny, KL in milli-nats on books / docs / wikitext2 (windows of 2048 tokens): 1.2 / 1.4 / 2.3, half of the best
+          plain W8A8 (2.5 / 2.4 / 4.5); its inputs reach 6 in many columns, which then multiply as floats.
 Traps     Which columns are floats depends on all tokens of a call, so a token's result depends on what is computed beside it.
           Where no input reaches 6 it is plain W8A8: act(int8-token, beyond=3) lowers the bar for any solver.
 """

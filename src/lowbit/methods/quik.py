@@ -7,6 +7,8 @@ Idea      O = the n columns of greatest |x|, fixed. Neither the scales of W nor 
 Source    QUIK (2310.09259), section 3.
 Defaults  64 columns (paper: 128 to 256 of 4096 and more). Down projections in 8 bits, as in the paper:
           quik(int4-row-keep64) + gptq(int8-row)@"*down_proj" + act(int4-token, clip=0.9) + act(int8-token)@"*down_proj".
+Figures   lowbit-tiny (384 inputs), that sentence with keep32, KL in milli-nats on books / docs / wikitext2: 79 / 97 / 163; the
+          best W4A4 row of other tools, which rotates and keeps nothing: 156 / 190 / 324.
 Traps     Statistics are those of the unrounded inputs. The codes of kept columns are stored too, as zeros.
 """
 

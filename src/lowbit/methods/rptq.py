@@ -7,6 +7,8 @@ Idea      Channels of unlike ranges under one scale waste its steps. Sorted by m
 Source    RPTQ (2304.01089). There k-means of (max, min) finds clusters of any size, a static scale for each; here groups are
           those of the format, their scales found while running, and ranges symmetric.
 Defaults  groups of 32, about as many clusters as the paper takes (32 at the inputs of attention and feed-forward).
+Figures   lowbit-tiny, rptq(int4-g32-order) + act(int4-g32, clip=0.9), KL in milli-nats on books / docs / wikitext2:
+          164 / 191 / 297.
 Traps     Inputs are gathered at every call; the norm or linear before could write them in order, but no file format says so.
 """
 

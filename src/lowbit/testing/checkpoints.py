@@ -21,6 +21,7 @@ from lowbit import checkpoints, formats
 from lowbit.checkpoints.folder import Folder
 from lowbit.core.errors import CheckpointError
 from lowbit.formats import Format, Quantized
+from lowbit.kernels.activation import Activation
 from lowbit.testing import kernels
 
 SHAPES = ((128, 128), (64, 256), (96, 384))
@@ -93,25 +94,31 @@ def check_refusal(name: str) -> None:
         assert isinstance(reason, str), f"{name}: can_hold({text}) gives {reason!r}, not a reason"
 
 
-def quantize_folder(source: Path, out: Path, pick: Callable[[str], str], name: str = "") -> ModuleType:
+def quantize_folder(
+    source: Path, out: Path, pick: Callable[[str], str], name: str = "", activation: Activation | None = None
+) -> ModuleType:
     """Write `source` to the new folder `out`, every linear rounded to the format that `pick(module)` names ("": left).
 
-    name: the file format (default: what lowbit.checkpoints.choose says). Returns its module.
+    name: the file format (default: what lowbit.checkpoints.choose says). activation: of all these linears. Returns its module.
     """
     folder = Folder(source)
     linears = [n.removesuffix(".weight") for n in folder.names if LINEAR.search(n)]
     chosen = {module: formats.parse(pick(module)) for module in linears if pick(module)}
-    form = checkpoints.shelf.get(name) if name else checkpoints.choose(chosen.values())
+    acts = dict.fromkeys(chosen, activation) if activation else {}
+    pairs = [(act, chosen[module]) for module, act in acts.items()]
+    form = checkpoints.shelf.get(name) if name else checkpoints.choose(chosen.values(), activations=pairs)
     out.mkdir()
     tensors: dict[str, Tensor] = {}
     for key in folder.names:
         value, module = folder.tensor(key), key.removesuffix(".weight")
         if key.endswith(".weight") and module in chosen:
-            tensors |= form.tensors(module, chosen[module].fit(value, None, False).quantize(value), value.dtype)
+            quantized = chosen[module].fit(value, None, False).quantize(value)
+            tensors |= form.tensors(module, quantized, value.dtype, activation=activation)
+            tensors |= checkpoints.input_tensors(module, activation)
         else:
             tensors[key] = value
     checkpoints.write_shard(out / "model.safetensors", tensors)
-    checkpoints.complete(out, folder, form.config(chosen, [m for m in linears if m not in chosen]))
+    checkpoints.complete(out, folder, form.config(chosen, [m for m in linears if m not in chosen], acts))
     return form
 
 
