@@ -51,11 +51,12 @@ def evaluate(
     *,
     length: int | None = None,
     device: str | None = None,
+    bits: int | None = None,
 ) -> dict[str, Any]:
     """Measure a model; see lowbit.evaluation.measure."""
     from lowbit.evaluation import measure
 
-    return measure.evaluate(model, against, text, windows, length, device)
+    return measure.evaluate(model, against, text, windows, length, device, bits)
 
 
 def compare(
@@ -132,21 +133,23 @@ def generate(
     seed: int = 0,
     kv: str | None = None,
     device: str | None = None,
+    bits: int | None = None,
 ) -> str:
     """The continuation of `prompt`, at most `tokens` tokens; temperature 0 takes the likeliest token each time.
 
     kv: how keys and values are held, a policy of lowbit.kvcache as "int4" (default: as floats).
+    bits: at which nested codes are read (default: all that are stored).
     """
     from lowbit.serving import local
 
-    return local.generate(model, prompt, tokens=tokens, temperature=temperature, seed=seed, kv=kv, device=device)
+    return local.generate(model, prompt, tokens=tokens, temperature=temperature, seed=seed, kv=kv, device=device, bits=bits)
 
 
-def chat(model: str, *, seed: int = 0, kv: str | None = None, device: str | None = None) -> "Any":
+def chat(model: str, *, seed: int = 0, kv: str | None = None, device: str | None = None, bits: int | None = None) -> "Any":
     """A conversation partner: `.reply(messages, tokens, temperature)` gives the answer piece by piece."""
     from lowbit.serving.local import Local
 
-    return Local(model, device, seed, kv)
+    return Local(model, device, seed, kv, bits)
 
 
 def inspect(model: str, *, device: str | None = None) -> dict[str, Any]:

@@ -17,11 +17,11 @@ from lowbit.core import errors
 NAMES = ["Recipe", "__version__", "chat", "compare", "diagnose", "evaluate", "generate", "inspect", "load", "quantize"]
 
 COMMANDS = {
-    "chat": "model tokens temperature seed kv device json",
+    "chat": "model tokens temperature seed kv bits device json",
     "compare": "original recipes out text windows calibration samples length seed device json",
     "diagnose": "model out text windows length device json",
-    "evaluate": "model against text windows length device json",
-    "generate": "model prompt tokens temperature seed kv device json",
+    "evaluate": "model against text windows length bits device json",
+    "generate": "model prompt tokens temperature seed kv bits device json",
     "inspect": "model device json",
     "list": "kind json",
     "quantize": "model recipe out dry_run calibration samples length seed device json",

@@ -24,9 +24,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lowbit import formats
 from lowbit.checkpoints.folder import Folder, Shard, write_shard, write_text
 from lowbit.checkpoints.folder.finish import complete
-from lowbit.core.errors import CheckpointError, nearest
+from lowbit.core.errors import CheckpointError, FormatError, nearest
 from lowbit.core.shelf import Shelf
 from lowbit.formats import Format, Quantized
 
@@ -122,14 +123,21 @@ class Stored:
         """The constant scales of keys and values, "k_scale" and "v_scale", of each layer that has some."""
         return cache_scales(self.folder.names, self.folder.tensor)
 
-    def quantized(self, module: str, device: torch.device | None = None) -> Quantized:
-        """One matrix, its codes as they are in the file, unpacked on `device`."""
+    def quantized(self, module: str, device: torch.device | None = None, bits: int | None = None) -> Quantized:
+        """One matrix, unpacked on `device`, its codes as they are in the file; nested codes read at `bits`, if it is given.
+
+        Raises FormatError where `bits` is given and codes are not nested.
+        """
 
         def get(name: str) -> Tensor:
             return self.folder.tensor(name, device)
 
         found: Quantized = self.form.quantized(self._modules[module], self.formats[module], get)
-        return found
+        rule = formats.shelf.get(found.format.rule)
+        if bits is not None and not hasattr(rule, "narrow"):
+            fact = f"{module} is stored as {found.format}, which has one precision"
+            raise FormatError(f"bits={bits}: {fact}. Leave bits out.")
+        return found if bits is None else rule.narrow(found, bits)
 
 
 def input_tensors(module: str, activation: "Activation | None") -> dict[str, Tensor]:

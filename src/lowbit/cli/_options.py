@@ -43,3 +43,7 @@ Kv = Annotated[
         show_default=False,
     ),
 ]  # fmt: skip
+Bits = Annotated[
+    int | None,
+    typer.Option(min=2, max=8, help="Read nested codes at so many bits. [default: all]", metavar="N", show_default=False),
+]

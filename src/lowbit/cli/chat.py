@@ -13,6 +13,7 @@ def command(
     temperature: options.Temperature = 0.7,
     seed: options.Seed = 0,
     kv: options.Kv = None,
+    bits: options.Bits = None,
     device: options.Device = None,
     json: options.Json = False,
 ) -> None:
@@ -23,7 +24,7 @@ def command(
     echo "What is a monad?" | lowbit chat small --json
     """
     with Output(json) as output:
-        partner = verbs().chat(model, seed=seed, kv=kv, device=device)
+        partner = verbs().chat(model, seed=seed, kv=kv, device=device, bits=bits)
         messages: list[dict[str, str]] = []
         for line in _turns():
             messages.append({"role": "user", "content": line})

@@ -16,6 +16,7 @@ def command(
     text: options.Text = [],  # noqa: B006 - typer reads the default, nothing changes it
     windows: options.Windows = None,
     length: options.Length = None,
+    bits: options.Bits = None,
     device: options.Device = None,
     json: options.Json = False,
 ) -> None:
@@ -26,7 +27,7 @@ def command(
     lowbit evaluate small --against models/lowbit-tiny --text books.txt --text pydoc
     """
     with Output(json) as output:
-        result = verbs().evaluate(model, against, text, windows, length=length, device=device)
+        result = verbs().evaluate(model, against, text, windows, length=length, device=device, bits=bits)
         output.object(result)
         if not json:
             from lowbit.report import table

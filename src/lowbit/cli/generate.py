@@ -15,6 +15,7 @@ def command(
     temperature: options.Temperature = 0.0,
     seed: options.Seed = 0,
     kv: options.Kv = None,
+    bits: options.Bits = None,
     device: options.Device = None,
     json: options.Json = False,
 ) -> None:
@@ -25,6 +26,8 @@ def command(
     lowbit generate small "Once upon a time" --kv int4
     """
     with Output(json) as output:
-        text = verbs().generate(model, prompt, tokens=tokens, temperature=temperature, seed=seed, kv=kv, device=device)
+        text = verbs().generate(
+            model, prompt, tokens=tokens, temperature=temperature, seed=seed, kv=kv, device=device, bits=bits
+        )
         output.object({"model": model, "prompt": prompt, "text": text})
         output.say(prompt + text)

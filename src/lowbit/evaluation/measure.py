@@ -95,24 +95,26 @@ def evaluate(
     windows: int | None = None,
     length: int | None = None,
     device: str | None = None,
+    bits: int | None = None,
 ) -> dict[str, Any]:
     """Measure a model, and its divergence from the original when one is given.
 
     text: files, datasets names, "bundled" or "pydoc" (default: the last two). windows: at most so many per text (default 32).
+    bits: at which nested codes are read.
     """
     folder = resolve(model)
     tokenizer = tokenizer_of(folder)
-    candidate = load(str(folder), device=device)
+    candidate = load(str(folder), device=device, bits=bits)
     length = length or window_length(candidate)
     rows = read_texts(text, tokenizer, length, windows or WINDOWS)
-    bits = bits_per_weight(candidate)
+    size = bits_per_weight(candidate)
     candidate = candidate.float()
     reference = Reference(load(str(resolve(against)), dtype=torch.float32, device=device)) if against else None
     return {
         "model": model,
         "against": against,
         "length": length,
-        "bits_per_weight": bits,
+        "bits_per_weight": size,
         "texts": {name: divergence(candidate, tokens, reference).summary() for name, tokens in rows.items()},
     }
 

@@ -20,7 +20,7 @@ from transformers.utils import logging
 
 from lowbit import checkpoints, kvcache
 from lowbit.checkpoints.folder import Folder
-from lowbit.core.errors import CheckpointError
+from lowbit.core.errors import CheckpointError, FormatError
 from lowbit.kernels import packing
 from lowbit.layers import linear as linears
 from lowbit.layers import replacing
@@ -31,15 +31,21 @@ UNWANTED = (r"rotary_emb\.inv_freq$", r"(^|\.)position_ids$", r"\.[kv]_scale$")
 """Tensors of old files that no class wants any more, and scales of the cache."""
 
 
-def load(path: str | Path, dtype: torch.dtype | None = None, device: str | torch.device | None = None) -> Any:
+def load(
+    path: str | Path, dtype: torch.dtype | None = None, device: str | torch.device | None = None, bits: int | None = None
+) -> Any:
     """Load a model folder: of any quant_method that lowbit reads, or of floats.
 
-    dtype: of all that is not packed, and of the activations (default: the folder's). device: default "cpu".
-    Raises CheckpointError when the folder is not whole, ArchitectureError when transformers does not know the model.
+    dtype: of all that is not packed, and of the activations (default: the folder's). device: default "cpu". bits: at which
+    nested codes are read (default: all that are stored).
+    Raises CheckpointError when the folder is not whole, ArchitectureError when transformers does not know the model,
+    FormatError when the folder cannot be read at `bits`.
     """
     folder = Folder(path)
     dtype, device = dtype or folder.dtype(), torch.device(device or "cpu")
     if "quantization_config" not in folder.settings:
+        if bits is not None:
+            raise FormatError(f"bits={bits}: {folder.path} holds floats. Leave bits out, or quantize it: nested(2-8).")
         return kvcache.attach(_plain(folder, dtype).to(device), folder.settings.get(kvcache.KEY))
     config = folder.config()
     del config.quantization_config
@@ -49,7 +55,7 @@ def load(path: str | Path, dtype: torch.dtype | None = None, device: str | torch
         replacing.open_experts(model)
     _check(model, stored)
     _fill(model, stored, device)
-    _replace(model, stored, device)
+    _replace(model, stored, device, bits)
     if (folder.path / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder.path)
     attach(model, stored)
@@ -141,10 +147,10 @@ def _fill(model: Any, stored: checkpoints.Stored, device: torch.device) -> None:
                 module._buffers[key] = buffer.to(device)
 
 
-def _replace(model: nn.Module, stored: checkpoints.Stored, device: torch.device) -> None:
+def _replace(model: nn.Module, stored: checkpoints.Stored, device: torch.device, bits: int | None) -> None:
     """Put a packed, prepared module in the place of every quantized one."""
     for name in stored.formats:
-        quantized = stored.quantized(name)
+        quantized = stored.quantized(name, bits=bits)
         tensors = {part: tensor.to(device) for part, tensor in packing.pack(quantized).items()}
         replacing.replace(model, name, quantized.format, tensors, quantized.shape)
     replacing.declare(model, stored.activations)

@@ -23,8 +23,8 @@ from lowbit.core.errors import RecipeError, nearest
 from lowbit.methods import Method, Turner, name_of, verb
 from lowbit.recipe import presets
 
-NAMES = ("format", "policy")
-"""Settings that name something; they come first, without a key."""
+NAMES = ("format", "policy", "rates")
+"""Settings that say what is made; they come first, without a key."""
 ROLES = ("attn", "mlp", "experts", "head", "embed")
 _STEP = re.compile(
     r"\s*(?P<name>[A-Za-z_]\w*)\s*(?:\((?P<arguments>[^()]*)\)\s*)?"

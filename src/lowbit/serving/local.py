@@ -24,15 +24,18 @@ UNFINISHED = "\ufffd"
 class Local:
     """A loaded model that writes.
 
-    temperature: 0 = always the likeliest token. kv: how keys and values are held (None: as floats).
+    temperature: 0 = always the likeliest token. kv: how keys and values are held (None: as floats). bits: at which nested
+    codes are read (None: all).
     Raises CheckpointError when there is no such model, RequestError when there is no such policy.
     """
 
-    def __init__(self, model: str, device: str | None = None, seed: int = 0, kv: str | None = None) -> None:
+    def __init__(
+        self, model: str, device: str | None = None, seed: int = 0, kv: str | None = None, bits: int | None = None
+    ) -> None:
         self.policy = kvcache.parse(kv) if kv else None
         folder = resolve(model)
         self.tokenizer = tokenizer_of(folder)
-        self.model = load(str(folder), device=device).eval()
+        self.model = load(str(folder), device=device, bits=bits).eval()
         self.loop = None if self.policy or loop.refusal(self.model) else loop.Loop(self.model)
         self.context = int(getattr(self.model.config, "max_position_embeddings", 1 << 30))
         torch.manual_seed(seed)
@@ -108,6 +111,7 @@ def generate(
     seed: int = 0,
     kv: str | None = None,
     device: str | None = None,
+    bits: int | None = None,
 ) -> str:
     """The continuation of `prompt`."""
-    return "".join(Local(model, device, seed, kv).stream(prompt, tokens, temperature))
+    return "".join(Local(model, device, seed, kv, bits).stream(prompt, tokens, temperature))

@@ -7,6 +7,7 @@ import copy
 import dataclasses
 import inspect
 import math
+import re
 import sys
 from collections.abc import Callable, Mapping
 
@@ -79,7 +80,8 @@ def _format(method: Method, bits: int) -> Format:
     """A format of `bits` that the method takes: plain integers, with a zero, or with the sides that it asks for."""
     own = formats.parse(method.format) if getattr(method, "format", "") else None  # type: ignore[attr-defined]
     around = "".join(f"-{side}" for side in own.sides) if own else ""
-    for text in (f"int{bits}-g64", f"int{bits}-g64-asym", f"int{bits}-g64{around}"):
+    related = re.sub(r"[\d.]+", str(bits), str(own), count=1)
+    for text in (f"int{bits}-g64", f"int{bits}-g64-asym", f"int{bits}-g64{around}", *([related] if own else [])):
         try:
             format = formats.parse(text)
             method.solve(torch.randn(16, 256), Stats(), format)  # type: ignore[attr-defined]
