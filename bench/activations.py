@@ -92,7 +92,7 @@ def main() -> None:
     for name, number in (("jobs", 1), ("windows", 32), ("samples", 64)):
         parser.add_argument(f"--{name}", type=int, default=number)
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     if options.one:
         one(options.sentences[0], options.one, options)
         return

@@ -11,10 +11,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import lowbit
-from lowbit import Recipe, checkpoints, formats
+from lowbit import Recipe, checkpoints, formats, sides
 from lowbit.core.errors import ArchitectureError, FormatError, RecipeError
 from lowbit.kernels import activation as acting
 from lowbit.layers.linear import QuantizedLinear
+from lowbit.methods import duquant
 from lowbit.sides import _hadamard
 from lowbit.testing._tiny import tiny
 from tests.unit.test_quantize import SMALL, KillAfter, Killed, digest
@@ -32,10 +33,14 @@ def off(found: Tensor, wanted: Tensor) -> float:
     return float((found - wanted).norm() / wanted.norm())
 
 
-@pytest.mark.parametrize(
-    "step",
-    ["quarot", "quarot(online=none)", "quarot(online=all)", "spinquant(steps=2, batch=1)", "flatquant(steps=4, batch=2)"],
-)
+STEPS = (
+    "quarot", "quarot(online=none)", "quarot(online=all)", "spinquant(steps=2)", "ostquant(steps=2)",
+    "flatquant(steps=4, batch=2)", "duquant(steps=8)", "outlier_suppression", "os_plus(grid=4)",
+    "os_plus(grid=4, shift=false)", "quarot + smoothquant(edges=all)",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("step", STEPS)
 def test_the_written_model_computes_what_the_original_does(tiny_llama: Path, tmp_path: Path, step: str) -> None:
     lowbit.quantize(str(tiny_llama), f"{step} + rtn(int8-g32)", str(tmp_path / "out"), **SMALL)
     lowbit.quantize(str(tiny_llama), "rtn(int8-g32)", str(tmp_path / "plain"))
@@ -43,8 +48,9 @@ def test_the_written_model_computes_what_the_original_does(tiny_llama: Path, tmp
     turned = off(logits(lowbit.load(tmp_path / "out", dtype=torch.float32)), original)
     assert turned < 1.5 * off(logits(lowbit.load(tmp_path / "plain", dtype=torch.float32)), original) + 0.004  # bf16 tables
     told = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert told["tie_word_embeddings"] is ("flatquant" in step)
-    assert told["quantization_config"]["quant_method"] == ("compressed-tensors" if "none" in step else "lowbit")
+    assert told["tie_word_embeddings"] is not any(name in step for name in ("quarot", "spinquant", "ostquant"))
+    folded = any(name in step for name in ("none", "shift=false", "suppression"))
+    assert told["quantization_config"]["quant_method"] == ("compressed-tensors" if folded else "lowbit")
 
 
 @pytest.mark.parametrize(
@@ -57,7 +63,7 @@ def test_stock_transformers_gives_the_same_logits(tiny_llama: Path, tmp_path: Pa
     assert off(logits(model), logits(lowbit.load(tmp_path / "out", dtype=torch.float32))) < bound
 
 
-@pytest.mark.parametrize("step", ["quarot", "flatquant(steps=4, batch=2)"])
+@pytest.mark.parametrize("step", ["quarot", "flatquant(steps=4, batch=2)", "duquant(steps=8)", "os_plus(grid=4)"])
 def test_resume_gives_the_same_bytes(tiny_llama: Path, tmp_path: Path, step: str) -> None:
     sentence = f"{step} + gptaq(int4-row) + act(int4-token, clip=0.9)"
     lowbit.quantize(str(tiny_llama), sentence, str(tmp_path / "whole"), **SMALL)
@@ -131,6 +137,31 @@ def test_a_stream_that_cannot_be_turned_is_refused_before_any_work(_tiny_llama: 
     lowbit.quantize(str(tmp_path / "gemma"), sentence, str(tmp_path / "out"))
     original = logits(lowbit.load(tmp_path / "gemma", dtype=torch.float32))
     assert off(logits(lowbit.load(tmp_path / "out", dtype=torch.float32)), original) < 0.1
+
+
+def test_a_greedy_rotation_narrows_the_range_and_channels_are_dealt_out() -> None:
+    x = torch.randn(64, 256)
+    x[:, [3, 5, 130]] *= 40
+    parts = duquant.DuQuant()._parts(x)
+    turned = sides.get("zigzag").before(x, parts)
+    assert float(turned.abs().max()) < 0.25 * float(x.abs().max())
+    order = duquant.zigzag(torch.arange(8.0), 2)
+    assert order.view(4, 2).tolist() == [[7, 0], [6, 1], [5, 2], [4, 3]]
+
+
+@torch.no_grad()
+def test_shifted_inputs_meet_a_grid_around_zero() -> None:
+    weight, x, format = torch.randn(32, 64), torch.randn(8, 64) + 20, formats.parse("int8-row-shift")
+    side, inner = sides.get("shift"), formats.parse("int8-row")
+    middle = x.mean(0).half()
+    parts = {"shift_input": middle, "shift_output": weight @ middle.float()}
+    quantized = inner.fit(weight, search=False).quantize(weight)
+    errors = []
+    for told in ((format, quantized.parts | parts), (inner, quantized.parts)):
+        layer = QuantizedLinear.from_quantized(formats.Quantized(told[0], quantized.codes, told[1], (32, 64)))
+        layer.activation = acting.parse("int4-token")
+        errors.append(off(layer(x), x @ weight.T))
+    assert errors[0] < 0.3 * errors[1] and side.bits((32, 64)) == 64 * 16 + 32 * 32
 
 
 def test_learned_rotations_are_orthogonal_better_and_resumed(tiny_llama: Path, tmp_path: Path) -> None:

@@ -27,7 +27,8 @@ from lowbit.core.shelf import Shelf
 from lowbit.formats import Format, Parts, Quantized
 from lowbit.kernels.activation import Activation
 from lowbit.statistics import Stats
-from lowbit.transforms.turning import Outline, Turning
+from lowbit.transforms.outline import Outline
+from lowbit.transforms.turning import Turning
 
 shelf = Shelf(__name__, "method")
 FIELDS = "__dataclass_fields__"

@@ -41,7 +41,7 @@ class Basis:
         self.trained = [Trained(factor.to(device), rate, -LIMIT, LIMIT) for factor in start]
 
     def apply(self, x: Tensor) -> Tensor:
-        left, right = (t.value for t in self.trained)
+        left, right = (t.value.to(x.dtype) for t in self.trained)
         return _kronecker.turn(x, left, right)
 
     def inner(self, weight: Tensor) -> Tensor:

@@ -21,7 +21,8 @@ from torch import Tensor
 from lowbit.methods import Linear, Method, Study, _whole
 from lowbit.solvers import stiefel
 from lowbit.transforms import turning as turns
-from lowbit.transforms.turning import Outline, Turning
+from lowbit.transforms.outline import Outline
+from lowbit.transforms.turning import Turning
 
 SIDE = "turn"
 

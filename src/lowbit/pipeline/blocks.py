@@ -99,7 +99,7 @@ def run(job: Job) -> Done:
     parts: dict[str, Parts] = {}
     for transform, names in transforms:
         block = _block(job, stages, names)
-        stats = _collect(job, stages, tuple(transform.needs))
+        stats = _collect(job, stages, tuple(transform.needs)) if transform.needs else {}
         with tuned.repeatable(job.batches[0].device) if hasattr(transform, "steps") and job.batches else nullcontext():
             transform.rewrite(block, stats)
         parts |= block.parts

@@ -22,7 +22,8 @@ from lowbit.pipeline import activations, online, tuned
 from lowbit.pipeline.progress import Progress
 from lowbit.pipeline.source import Source
 from lowbit.recipe.plan import Plan
-from lowbit.transforms.turning import Outline, Turning
+from lowbit.transforms.outline import Outline
+from lowbit.transforms.turning import Turning
 
 LEARNED = "learned-{}-{}.tensors"
 """What the method with this number in the sentence has learned; a safetensors file that no loader takes for weights."""

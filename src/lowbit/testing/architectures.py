@@ -28,7 +28,8 @@ from lowbit.layers.experts import Experts, fuse, take_apart
 from lowbit.testing._tiny import blocks_of, tiny, tokens
 from lowbit.transforms import fold as folding
 from lowbit.transforms import turning as turns
-from lowbit.transforms.turning import Outline, Turning
+from lowbit.transforms.outline import Outline
+from lowbit.transforms.turning import Turning
 
 
 class Exact(TorchFunctionMode):

@@ -11,56 +11,22 @@ Traps     Everything is computed in float64 and cast once. Embeddings are not ce
           (Gemma 2 and 3, OLMo 2) does not commute: such streams are refused by name.
 """
 
-import fnmatch
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
-from lowbit.architectures import Architecture, Fold
+from lowbit.architectures import Fold
 from lowbit.core.errors import ArchitectureError
 from lowbit.sides import _hadamard
 from lowbit.transforms import fold as folding
+from lowbit.transforms.outline import Outline
 
 Get = Callable[[str], Tensor]
 Step = Callable[[Tensor, Get], Tensor]
 Basis = Callable[[Tensor], Tensor]
 """x [..., n] -> x Q."""
-
-
-@dataclass(frozen=True)
-class Outline:
-    """What a turning must know of a model. blocks: the modules in each block. parameters: dimensions by full name.
-
-    heads: query heads, key-value heads. hidden: channels of the residual stream. width: of a head. kind: its model_type.
-    """
-
-    architecture: Architecture
-    blocks: tuple[tuple[str, ...], ...]
-    parameters: Mapping[str, int]
-    heads: tuple[int, int]
-    hidden: int
-    width: int
-    kind: str = ""
-
-    def norms(self, index: int) -> list[Fold]:
-        """The folds of block `index` that begin at a norm."""
-        folds = folding.resolve(self.architecture.folds, self.blocks[index])
-        return [fold for fold in folds if self.parameters[f"{self.full(index, fold.source)}.weight"] == 1]
-
-    def values(self, index: int) -> list[Fold]:
-        """The fold from values to the projection that reads them."""
-        return [fold for fold in folding.resolve(self.architecture.folds, self.blocks[index]) if fold.heads]
-
-    def writers(self, index: int) -> list[str]:
-        """The linears of block `index` that write into the residual stream."""
-        return [n for pattern in self.architecture.writers for n in fnmatch.filter(self.blocks[index], pattern)]
-
-    def full(self, index: int, name: str) -> str:
-        """The full name of a module of block `index`."""
-        return f"{self.architecture.blocks}.{index}.{name}"
 
 
 class Turning:
@@ -142,6 +108,22 @@ class Turning:
             self._add(self.outline.full(index, fold.source), rows, rows)
             for target in fold.targets:
                 self._add(self.outline.full(index, target), columns)
+
+    def diagonal(self, index: int, fold: Fold, scales: Tensor) -> None:
+        """Divide what the source of a fold of block `index` gives by `scales` [channels], multiply its readers' columns."""
+        offset = fold.offset
+
+        def rows(w: Tensor, _: Get) -> Tensor:
+            first = len(w) - len(scales) if fold.heads else round(fold.rows[0] * len(w))
+            s = scales.to(w.device, w.dtype).view(-1, *[1] * (w.dim() - 1))
+            inside = w[first : first + len(scales)]
+            changed = (inside + offset) / s - offset if w.dim() == 1 else inside / s
+            return torch.cat([w[:first], changed, w[first + len(scales) :]])
+
+        self._add(self.outline.full(index, fold.source), rows, rows)
+        spread = folding.spread(scales, fold, self.outline.heads)
+        for target in fold.targets:
+            self._add(self.outline.full(index, target), lambda w, _: w * spread.to(w.device, w.dtype))
 
     def _add(self, module: str, weight: Step, bias: Step | None = None) -> None:
         self._steps[f"{module}.weight"].append(weight)
