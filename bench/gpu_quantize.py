@@ -4,8 +4,9 @@
     torchrun --nproc_per_node=2 bench/gpu_quantize.py ...
 
 The checkpoint lies in shared memory, and so does what is written. Four blocks are drawn; the file's header gives the others the
-same bytes, so that 32 blocks take the room of four: each is read, checked and rounded as a block of its own. The second pass
-(--profile N blocks) waits for the GPU at the border of each phase, which costs time; its shares count, not its sum.
+same bytes, so that 32 blocks take the room of four: each is read, checked and rounded as a block of its own. A small model is
+quantized first. The second pass (--profile N blocks) waits for the GPU at the border of each phase, which costs time, and reads
+and writes in turn: its shares count, not its sum.
 """
 
 import argparse
@@ -25,9 +26,11 @@ from _rows import keep
 import lowbit
 from lowbit.core import device as devices
 from lowbit.formats import Format
+from lowbit.kernels import scales
 from lowbit.methods.awq import AWQ
 from lowbit.pipeline import blocks, closing, quantize, stream, writer
 from lowbit.pipeline.beside import Beside
+from lowbit.pipeline.progress import Silent
 from lowbit.solvers import damping, descent, ldl
 from lowbit.statistics import Collecting
 
@@ -91,6 +94,25 @@ def words(path: Path, windows: int, length: int) -> None:
     path.write_text("\n".join(tokenizer.batch_decode(ids)), encoding="utf-8")
 
 
+class Told(Silent):
+    """Prints when what was done."""
+
+    def __init__(self) -> None:
+        self._begun = time.perf_counter()
+
+    def _say(self, text: str) -> None:
+        print(f"{time.perf_counter() - self._begun:8.2f} s  {text}", flush=True)
+
+    def start(self, what: str, blocks: int) -> None:
+        self._say(f"{what} begins")
+
+    def block(self, index: int, error: float | None, seconds: float) -> None:
+        self._say(f"step {index}" + ("" if error is None else f", error {error:.5f}"))
+
+    def end(self) -> None:
+        self._say("it ends")
+
+
 class Phases:
     """Seconds by phase, each without those inside it; waits for the GPU at every border."""
 
@@ -133,7 +155,8 @@ class Phases:
 PLACES = [
     (quantize.Run, "calibration", "tokenize"), (quantize.Run, "enter", "enter"), (blocks, "load", "load"),
     (stream.Paused, "_go", "forward"), (Collecting, "add", "moments"), (Collecting, "stats", "moments"),
-    (damping, "factorise", "factor"), (Format, "fit", "scale search"), (ldl, "solve", "column loop"),
+    (damping, "factorise", "factor"), (scales, "fit", "scale search"), (Format, "fit", "scale search"),
+    (ldl, "solve", "column loop"),
     (descent, "sweep", "sweeps"), (descent, "refit", "refit"), (ldl, "loss", "loss"), (blocks, "_solve", "solve, rest"),
     (writer.Writer, "write", "pack, write, read back"), (closing, "measure", "check"), (AWQ, "rewrite", "awq"),
 ]  # fmt: skip
@@ -141,7 +164,8 @@ PLACES = [
 
 def run(wanted: argparse.Namespace, folder: Path, text: Path) -> Any:
     """One quantization; its result."""
-    out = folder.parent / "out"
+    name = "".join(c if c.isalnum() else "-" for c in f"{wanted.recipe} {os.environ.get('WORLD_SIZE', 1)}")
+    out = folder.parent / name
     result = lowbit.quantize(
         str(folder),
         wanted.recipe,
@@ -150,6 +174,7 @@ def run(wanted: argparse.Namespace, folder: Path, text: Path) -> Any:
         samples=wanted.windows,
         length=wanted.length,
         device=wanted.device,
+        progress=Told(),
     )
     if int(os.environ.get("RANK", "0")) == 0:
         shutil.rmtree(out)
@@ -214,20 +239,22 @@ def main() -> None:
     parser.add_argument("--kernels", action="store_true")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--tiny", action="store_true", help="small matrices, to try the command without a GPU")
+    parser.add_argument("--keep", action="store_true", help="leave the checkpoints, and use those that are there")
     parser.add_argument("--folder", default="/dev/shm/lowbit")
     wanted = parser.parse_args()
     shape, rank, room = TINY if wanted.tiny else SHAPE, int(os.environ.get("RANK", "0")), Path(wanted.folder)
     counts = [n for n in dict.fromkeys([wanted.blocks, wanted.profile]) if n]
-    start = time.perf_counter()
-    if rank == 0:
+    if rank == 0 and not (wanted.keep and (room / "ready").exists()):
         shutil.rmtree(room, ignore_errors=True)
+        checkpoint(room / "small", TINY, 2, wanted.device)
         for count in counts:
             checkpoint(room / f"model-{count}", shape, count, wanted.device)
         words(room / "text.txt", wanted.windows, wanted.length)
         (room / "ready").touch()
     while not (room / "ready").exists():
         time.sleep(0.1)
-    print(f"made in {time.perf_counter() - start:.1f} s", flush=True)
+    short = argparse.Namespace(**{**vars(wanted), "windows": 8, "length": 256})
+    run(short, room / "small", room / "text.txt")  # libraries loaded, kernels compiled
     told: dict[str, Any] = {"recipe": wanted.recipe, "windows": wanted.windows, "length": wanted.length}
     told["gpus"] = int(os.environ.get("WORLD_SIZE", "1"))
     devices.throughput(torch.device(wanted.device))
@@ -239,7 +266,7 @@ def main() -> None:
         keep("gpu_quantize", **told, profiled_blocks=wanted.profile, phases=profile(wanted, folder, room / "text.txt"))
         if wanted.kernels:
             kernels(wanted, folder, room / "text.txt")
-    if rank == 0:
+    if rank == 0 and not wanted.keep:
         shutil.rmtree(room)
 
 

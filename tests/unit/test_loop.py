@@ -71,6 +71,12 @@ def test_a_token_of_another_choice_is_drawn_by_its_share(eager: None) -> None:
     assert abs(float(found[1]) - 1 / (1 + 2.718281828**-2)) < 0.02
 
 
+def test_the_first_of_equal_logits_is_taken() -> None:
+    logits = torch.randn(2, 1300)
+    logits[0, 700] = logits[0, 40] = logits[1, 1299] = 9.0
+    assert loop.likeliest(logits).tolist() == [[40], [1299]]
+
+
 def test_a_character_of_several_tokens_comes_whole() -> None:
     class Bytes:
         def decode(self, ids: list[int], skip_special_tokens: bool) -> str:

@@ -163,3 +163,19 @@ def test_a_step_equals_the_forward_of_transformers(name: str) -> None:
     for p in range(17, 20):
         found = loop._step(ids[:, p : p + 1], torch.tensor([[p]]))[0]
         assert torch.allclose(found, wanted[p], atol=1e-4)
+
+
+@inside
+@pytest.mark.parametrize("text", ["int4-g32-fp32", "int3-g64-asym-fp32"])
+def test_searched_scales_lose_as_little_as_those_of_the_format(text: str) -> None:
+    from lowbit.kernels import scales
+
+    torch.manual_seed(0)
+    format, w, importance = formats.parse(text), torch.randn(7, 192), torch.rand(192) ** 3
+    w[3, :64], w[4] = 0.0, w[4].abs()
+    assert not scales.refusal(format)
+    wanted, found = format.fit(w, importance), scales.searched(format, w, importance)
+    losses = [float(((g.quantize(w).decode() - w).square() * importance).sum()) for g in (wanted, found)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert all(wanted.parts[n].dtype == found.parts[n].dtype for n in wanted.parts)
+    torch.testing.assert_close(found.scale, wanted.scale, rtol=1e-4, atol=0)

@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor
 
-_TYPES = {
+TYPES = {
     "fp32": (torch.float32, 2.0**-126, torch.finfo(torch.float32).max),
     "fp16": (torch.float16, 2.0**-24, 65504.0),
     "bf16": (torch.bfloat16, 2.0**-126, torch.finfo(torch.bfloat16).max),
@@ -28,7 +28,7 @@ def store(scale: Tensor, kind: str) -> Tensor:
         fraction, exponent = torch.frexp(scale.float().clamp(2.0**-127, torch.finfo(torch.float32).max))
         exponent = exponent - (fraction < math.sqrt(0.5)).to(exponent.dtype)
         return (exponent + 127).clamp_(0, 254).to(torch.uint8)
-    dtype, least, greatest = _TYPES[kind]
+    dtype, least, greatest = TYPES[kind]
     return torch.copysign(scale.float().abs().clamp(least, greatest), scale.float()).to(dtype)
 
 

@@ -1,11 +1,26 @@
 """admission - whether the methods of a plan find in the model's architecture what they work along, before a weight is read."""
 
-from lowbit.core.errors import ArchitectureError
+from lowbit import statistics
+from lowbit.core import ranks
+from lowbit.core.errors import ArchitectureError, RequestError
 from lowbit.pipeline import turned
 from lowbit.pipeline.source import Source
 from lowbit.recipe.grammar import step_text
 from lowbit.recipe.plan import Plan
 from lowbit.transforms import fold
+
+
+def shareable(plan: Plan) -> None:
+    """Raise RequestError when several processes cannot share the work of a plan."""
+    if ranks.count() == 1:
+        return
+    told = [
+        (name, f"{name} cannot be put together from parts of the text") for name in plan.needs if not statistics.joins(name)
+    ]
+    told += [(f"{t.name}", "tuners and finishers train on all windows") for t in plan.rows if t.tuners or t.finishers]
+    told += [("the basis", "it is searched on all windows") for turner in plan.turners if hasattr(turner, "study")]
+    for name, reason in told[:1]:
+        raise RequestError(f"{name} in {ranks.count()} processes: {reason}. Run it in one, without torchrun.")
 
 
 def check(source: Source, plan: Plan) -> None:

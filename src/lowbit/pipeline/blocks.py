@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from lowbit.architectures import Architecture, _discover, shares
+from lowbit.core import ranks
 from lowbit.core.errors import CheckpointError
 from lowbit.formats import Parts, Quantized
 from lowbit.kernels.activation import Activation
@@ -159,7 +160,7 @@ def _methods(job: Job, verb: str) -> list[tuple[Any, list[str]]]:
 
 
 def _block(job: Job, stages: list[list[str]], names: list[str]) -> Block:
-    samples = torch.cat(job.batches)[:SAMPLE_WINDOWS] if job.batches else None
+    samples = ranks.first(torch.cat(job.batches)[:SAMPLE_WINDOWS]) if job.batches else None
     return Block(
         index=job.index,
         name=job.prefix,
@@ -243,20 +244,14 @@ def _solve(job: Job, names: Sequence[str], stats: dict[str, Stats], done: Done) 
         target = job.targets[name]
         weight: Tensor = linear.weight.data  # type: ignore[assignment]
         quantized = target.solver.solve(weight, stats.get(name, whole), target.format.inner)
+        ranks.agree([quantized.codes, *quantized.parts.values()])
         linear.weight = nn.Parameter(quantized.decode().to(weight.dtype), requires_grad=False)
         done.quantized[name] = quantized
         if target.tuners:
             done.originals[name] = weight
         full, error = f"{job.prefix}.{name}", quantized.report.get("error")
-        done.rows.append(
-            {
-                "name": full,
-                "format": str(target.format),
-                "bits": target.bits,
-                "tokens": stats.get(name, whole).tokens,
-                **quantized.report,
-            }
-        )
+        told = {"name": full, "format": str(target.format), "bits": target.bits, "tokens": stats.get(name, whole).tokens}
+        done.rows.append(told | quantized.report)
         if "fallback" in quantized.report:
             job.progress.say(f"{full}: {quantized.report['fallback']}")
         job.progress.layer(full, error if isinstance(error, float) else None, time.perf_counter() - start)

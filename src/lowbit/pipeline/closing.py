@@ -7,6 +7,7 @@ Idea      Both models run over a few held-out windows, one block of each in memo
 
 import functools
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,14 +15,15 @@ from torch import Tensor, nn
 
 from lowbit import checkpoints, kvcache
 from lowbit.checkpoints.folder import Folder
+from lowbit.core import ranks
 from lowbit.core.device import tensor_cores
 from lowbit.core.errors import CheckpointError
 from lowbit.layers.loading import skeleton
-from lowbit.pipeline import blocks, held, written
+from lowbit.pipeline import blocks, held, text, written
 from lowbit.pipeline.beside import Beside
 from lowbit.pipeline.outer import Get, Outer
 from lowbit.pipeline.progress import Progress
-from lowbit.pipeline.source import Source
+from lowbit.pipeline.source import Source, tokenizer_of
 from lowbit.statistics._divergence import Divergence
 
 WINDOWS, LENGTH = 4, 1024
@@ -75,9 +77,17 @@ def _modules(source: Source, stored: checkpoints.Stored, device: torch.device) -
     side.close()
 
 
+def check(source: Source, work: Path, device: torch.device, progress: Progress) -> dict[str, Any]:
+    """Measure the folder of a run on held-out text; `text` says on which."""
+    held_out = text.read("bundled", "evaluation")
+    tokenizer, length = tokenizer_of(source.folder.path), min(source.context, LENGTH)
+    tokens = text.windows("bundled", held_out, tokenizer, length, WINDOWS).tokens
+    return {"text": "bundled", **measure(source, Folder(work), tokens, device, progress)}
+
+
 def measure(source: Source, folder: Folder, tokens: Tensor, device: torch.device, progress: Progress) -> dict[str, Any]:
     """Divergence of the written folder from the original over windows [windows, length]."""
-    stored = checkpoints.Stored(folder, source.stored.renames)
+    stored, tokens = checkpoints.Stored(folder, source.stored.renames), tokens[ranks.share(len(tokens))]
     original = source.outer(torch.float32, device, original=True)
     ours = outside(source, stored, original, device)
     kwargs = original.kwargs(tokens.shape[1])
@@ -98,6 +108,8 @@ def measure(source: Source, folder: Folder, tokens: Tensor, device: torch.device
         for row, candidate, reference in zip(tokens, *streams, strict=True):
             found.add(row, ours.leave(row, candidate[0]), original.leave(row, reference[0]))
     original.drop()
+    for part in ("kl", "agree", "nll", "nll_original"):  # of every process, in the order of windows
+        setattr(found, part, [value for told in ranks.everyone(getattr(found, part)) for value in told])
     summary = found.summary()
     if not all(map(torch.isfinite, map(torch.tensor, summary.values()))):
         raise CheckpointError(

@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from lowbit.core import ranks
 from lowbit.core.errors import CheckpointError
 
 NAME = "journal.jsonl"
@@ -64,6 +65,23 @@ class Journal:
             file.write(json.dumps(self.steps[-1]) + "\n")
             file.flush()
             os.fsync(file.fileno())
+
+
+class Followed(Journal):
+    """The steps of rank 0's journal, in a process that writes nothing."""
+
+    def __init__(self, steps: list[dict[str, Any]]) -> None:
+        self.steps = steps
+
+    def add(self, step: str, rows: list[dict[str, Any]], told: dict[str, Any] | None = None) -> None:
+        self.steps.append({"step": step, "rows": rows})
+
+
+def shared(work: Path, task: dict[str, Any]) -> Journal:
+    """The journal of one run: that of the folder for rank 0, what that holds for the others."""
+    book = Journal(work, task) if ranks.mine() == 0 else None
+    steps = ranks.told(book.steps if book else None)
+    return book or Followed(steps)
 
 
 def finish(work: Path, out: Path) -> None:

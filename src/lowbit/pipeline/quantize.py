@@ -17,7 +17,7 @@ from torch import Tensor
 
 import lowbit
 from lowbit import checkpoints
-from lowbit.checkpoints.folder import Folder
+from lowbit.core import ranks
 from lowbit.core.device import available_memory, peak_memory, return_freed_memory, throughput
 from lowbit.core.errors import CapacityError, CheckpointError, RequestError
 from lowbit.layers.loading import load
@@ -26,7 +26,7 @@ from lowbit.pipeline.beside import Beside
 from lowbit.pipeline.caching import Caching
 from lowbit.pipeline.finishing import Finishing
 from lowbit.pipeline.gradients import Gradients
-from lowbit.pipeline.progress import Progress
+from lowbit.pipeline.progress import Progress, Silent
 from lowbit.pipeline.reading import Reading
 from lowbit.pipeline.request import Request, Result
 from lowbit.pipeline.source import Source, tokenizer_of
@@ -52,6 +52,8 @@ def run(request: Request, progress: Progress, card: Card) -> Result:
 
     recipe = Recipe.of(request.recipe)
     allocator = allotment.declared(recipe)
+    if allocator and ranks.started() > 1:
+        raise RequestError(f"{recipe}: budget measures in one process, here are {ranks.started()}. Run it without torchrun.")
     return budgeted.run(request, recipe, allocator, plain, progress) if allocator else plain(request)
 
 
@@ -60,14 +62,15 @@ class Run:
 
     def __init__(self, request: Request, progress: Progress, card: Card) -> None:
         self.request = request
-        self.progress = progress
+        self.device = ranks.begin(torch.device(request.device or ("cuda" if torch.cuda.is_available() else "cpu")))
+        self.progress = progress = progress if ranks.mine() == 0 else Silent()
         self.card = card
-        self.device = torch.device(request.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.source = Source(request.model)
         self.recipe = Recipe.of(request.recipe)
         self.plan = Plan.make(self.recipe, self.source.linears())
         ends.check(self.plan.rows)
         admission.check(self.source, self.plan)
+        admission.shareable(self.plan)
         self.caching = Caching(self.source, self.recipe)
         self.length = request.length or min(text.LENGTH, self.source.context)
         self.samples = request.samples or text.SAMPLES
@@ -98,23 +101,30 @@ class Run:
         if tokens is not None:
             windows = {"windows": len(tokens.tokens), "length": self.length}
             result.calibration = {"text": Path(tokens.name).name, **windows, "digest": tokens.digest}
-        book = journal.Journal(self.work, self.task(result))
+        book = journal.shared(self.work, self.task(result))
         windows_only = tokens.tokens if tokens else None
-        told = self.source, self.plan, self.work, windows_only, self.device, self.progress
-        self.source.turning = turned.make(*told)
-        self.stream(tokens.tokens if tokens else None, book)
+        self.source.turning = turned.make(self.source, self.plan, self.work, windows_only, self.device, self.progress)
+        self.stream(windows_only, book)
         result.layers = [row for step in book.steps for row in step["rows"]]
         result.finished = [step["told"] for step in book.steps if "told" in step]
-        self.gradients.clear()
-        self.writer.complete(self.caching.config, self.caching.scales(self.writer, self.request.calibration, self.device))
-        result.check = self.check()
-        self.describe(result)
-        turned.forget(self.work)
-        journal.finish(self.work, self.out)
+        self.finish(result)
         result.seconds = round(time.perf_counter() - start, 2)
         result.peak_memory = peak_memory()
         result.bytes = sum(f.stat().st_size for f in self.out.iterdir())
         return result
+
+    def finish(self, result: Result) -> None:
+        """Make the work folder the result, and measure it. Rank 0 writes, all of them measure."""
+        if ranks.mine() == 0:
+            self.gradients.clear()
+            self.writer.complete(self.caching.config, self.caching.scales(self.writer, self.request.calibration, self.device))
+        ranks.meet()
+        result.check = closing.check(self.source, self.work, self.device, self.progress)
+        if ranks.mine() == 0:
+            self.describe(result)
+            turned.forget(self.work)
+            journal.finish(self.work, self.out)
+        ranks.meet()
 
     def outlook(self) -> dict[str, Any]:
         """What the run will take, before it begins: bytes, peak memory, seconds; a row per layer."""
@@ -172,12 +182,16 @@ class Run:
         steps = [*self.writer.steps, *self.finishing.steps]
         if all(step in book for step in steps):
             return
+        if tokens is not None:
+            if len(tokens) < ranks.count():
+                raise RequestError(f"{len(tokens)} windows for {ranks.count()} processes: each takes one. Give more --samples.")
+            tokens = ranks.first(tokens)[ranks.share(len(tokens))]
         batches = () if tokens is None else tokens.split(max(1, BATCH_TOKENS[self.device.type] // tokens.shape[1]))
         self.progress.start("quantize", len(steps))
         try:
             if self.source.embed in steps:
                 self.end(self.source.embed, book, Stats)
-            if self.writing.real:
+            if self.writing.real and ranks.mine() == 0:
                 self.writing.do(self.writer.write_outside)
             entered, kwargs = streams, kwargs = self.enter(batches)
             if tokens is not None:
@@ -200,7 +214,9 @@ class Run:
         if name not in book:
             stats, weight = collect(), self.source.weight(name).to(self.device, self.compute)
             quantized, row = ends.solve(self.plan.targets[name], weight, stats, self.progress)
-            self.writer.write_end(name, quantized)
+            if ranks.mine() == 0:
+                self.writer.write_end(name, quantized)
+            ranks.meet()
             book.add(name, [row])
             error = row.get("error")
         self.finished(name, error if isinstance(error, float) else None, start)
@@ -267,23 +283,14 @@ class Run:
         done = blocks.run(blocks.Job(index, prefix, module, *told, self.gradients.of(index, self.device)))
 
         def write() -> None:
-            self.writer.write(index, module, done.quantized, activations=done.activations)
+            if ranks.mine() == 0:
+                self.writer.write(index, module, done.quantized, activations=done.activations)
             book.add(prefix, done.rows)
             errors = [row["error"] for row in done.rows if isinstance(row.get("error"), float)]
             self.finished(prefix, sum(errors) / len(errors) if errors else None, start)
 
         self.writing.do(write)
         return done.outputs, done.references
-
-    def check(self) -> dict[str, Any]:
-        """Measure the written folder on held-out text."""
-        tokenizer = tokenizer_of(self.source.folder.path)
-        held_out = text.read("bundled", "evaluation")
-        windows = text.windows("bundled", held_out, tokenizer, min(self.source.context, closing.LENGTH), closing.WINDOWS)
-        return {
-            "text": "bundled",
-            **closing.measure(self.source, Folder(self.work), windows.tokens, self.device, self.progress),
-        }
 
     def describe(self, result: Result) -> None:
         """Write lowbit.json and the model card. Neither holds times: two runs give the same bytes."""

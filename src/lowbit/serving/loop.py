@@ -27,6 +27,8 @@ from lowbit.layers.experts import Experts
 
 BURST = 8
 """Tokens between two looks of the host."""
+WIDTH = 512
+"""Logits that are compared at once."""
 ROOM = 256
 """Caches grow in steps of so many tokens."""
 Choose = Callable[[Tensor], Tensor]
@@ -117,7 +119,7 @@ class Loop:
     def _choose(self, temperature: float) -> Choose:
         """Logits [1, vocab] -> the next token [1, 1], as transformers' generate chooses it."""
         if temperature <= 0:
-            return lambda logits: logits.argmax(-1, keepdim=True)
+            return likeliest
         told = self.model.generation_config
         warpers = LogitsProcessorList([TemperatureLogitsWarper(temperature)])
         warpers += [TopKLogitsWarper(told.top_k)] if told.top_k else []
@@ -125,8 +127,7 @@ class Loop:
 
         def draw(logits: Tensor) -> Tensor:
             shares = warpers(None, logits.float()).softmax(-1)
-            drawn: Tensor = (shares / torch.empty_like(shares).exponential_()).argmax(-1, keepdim=True)
-            return drawn
+            return likeliest(shares / torch.empty_like(shares).exponential_())
 
         return draw
 
@@ -162,6 +163,14 @@ class Loop:
         found, done = self._written[start:stop].to("cpu", non_blocking=True), torch.cuda.Event()
         done.record()
         return found, done
+
+
+def likeliest(logits: Tensor) -> Tensor:
+    """The first of the greatest [batch, vocab]: [batch, 1]. In two steps: torch's argmax of a row is one block's work."""
+    padded = torch.nn.functional.pad(logits, (0, -logits.shape[1] % WIDTH), value=-torch.inf)
+    best, place = padded.view(len(logits), -1, WIDTH).max(2)
+    row = best.argmax(1, keepdim=True)
+    return row * WIDTH + place.gather(1, row)
 
 
 def _until(pending: tuple[Tensor, torch.cuda.Event], ends: set[int]) -> Generator[int, None, bool]:

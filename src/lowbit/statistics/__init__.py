@@ -2,6 +2,7 @@
 
 Contract of a file: a function `collector(inputs: int, device) -> Collector`. Pipelines feed a collector with the inputs of one
 linear (or of several that share them) batch by batch; any split of the stream gives the same result up to the sum's order.
+`JOINS` says how summaries of two parts of a text become one ("mean" or "greatest"); without it a run takes one process.
 A file that needs the full-precision inputs too (the stream of the unquantized model, token by token beside the quantized
 one) says so with `NEEDS_REFERENCE = True`.
 A file that looks at the original as a whole says `NEEDS_GRADIENTS = True`. Its collector is `collector(shape, device)` for a
@@ -17,6 +18,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from lowbit.core import ranks
 from lowbit.core.shelf import Shelf
 
 shelf = Shelf(__name__, "statistic")
@@ -68,6 +70,11 @@ def weighted(name: str) -> str:
     return str(getattr(shelf.get(name), "WEIGHTED", ""))
 
 
+def joins(name: str) -> str:
+    """How summaries of two parts of a text become one: "mean" (by tokens), "greatest", or "" where they cannot."""
+    return str(getattr(shelf.get(name), "JOINS", ""))
+
+
 @dataclass
 class Stats:
     """What is known of one linear's inputs. tokens: how many it saw. values: summary by file name ("second_moment" ...)."""
@@ -103,7 +110,18 @@ class Collecting:
             collector.add(x, other)
 
     def stats(self) -> Stats:
-        return Stats(self.tokens, {n: c.result() for n, c in self._collectors.items()})
+        """What all tokens gave, those of all processes."""
+        found = Stats(self.tokens, {n: c.result() for n, c in self._collectors.items()})
+        if ranks.count() == 1 or not found.values:
+            return found
+        device = next(iter(found.values.values())).device
+        found.tokens = int(ranks.total([self.tokens], device)[0])
+        for name, value in found.values.items():
+            if joins(name) == "mean":
+                ranks.add(value.mul_(self.tokens)).div_(max(1, found.tokens))
+            else:
+                ranks.add(value, greatest=True)
+        return found
 
 
 class Weighed:

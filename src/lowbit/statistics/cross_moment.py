@@ -12,6 +12,7 @@ from torch import Tensor
 from lowbit.core.errors import RequestError
 
 NEEDS_REFERENCE = True
+JOINS = "mean"
 TOKENS = 8192
 """Tokens turned to float32 at once."""
 

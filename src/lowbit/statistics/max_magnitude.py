@@ -8,6 +8,8 @@ Traps     One token decides, the first of a text as a rule: more text changes it
 import torch
 from torch import Tensor
 
+JOINS = "greatest"
+
 
 class MaxMagnitude:
     """The running maximum of |x| per channel."""

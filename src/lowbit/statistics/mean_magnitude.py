@@ -8,6 +8,8 @@ Traps     Summed in float64: a million tokens in float32 lose the small channels
 import torch
 from torch import Tensor
 
+JOINS = "mean"
+
 
 class MeanMagnitude:
     """Sum of |x| per channel and the number of tokens."""

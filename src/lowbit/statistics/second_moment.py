@@ -14,10 +14,11 @@ Traps     Sums in 16 bits overflow or lose H's small eigenvalues, which the inve
 import torch
 from torch import Tensor
 
+JOINS = "mean"
 PANEL = 128
 TOKENS = 8192
 """Tokens turned to float32 at once."""
-WIDE, FEW = 2048, 4096
+WIDE, FEW = 2048, 8192
 """Panel and tokens of one product on a GPU."""
 
 

@@ -6,8 +6,9 @@ gate      silu(gate) * up
 
 Idea      A launch costs about as much as the work of such a kernel, so few kernels do all of it, and each lets the next one
           start at once: a linear then reads its weights while the kernel before it still works on its inputs.
-          attend: a program takes a key-value head and a slice of the past; each writes its part of the softmax sum, the last
-          one of a head to arrive adds them in the order of slices. The new token is in the first slice, out of registers.
+          attend: a program takes a key-value head and a slice of the past, as many slices as there are tiles of tokens; each
+          writes its part of the softmax sum, the last one of a head to arrive adds them in the order of slices. The new token
+          is in the first slice, out of registers.
 Source    Flash-Decoding for the slices; Programmatic dependent launch: CUDA C++ Programming Guide.
 Traps     `count` is zero before a call and after it. Norms round to the type of the model before their weight, as transformers
           does; rotation is in float32 and rounded once, where transformers rounds three times.
@@ -71,72 +72,81 @@ def _rotated(base, cos, sin, rows, d, keep, D: tl.constexpr):
 
 
 @triton.jit
+def _combine(y, part, stats, head, busy, G: tl.constexpr, D: tl.constexpr, BG: tl.constexpr, S: tl.constexpr):
+    """The sum of what the slices of one key-value head have; every load of it is on its way at once."""
+    g, d, s = tl.arange(0, BG), tl.arange(0, D), tl.arange(0, S)
+    there = (s < busy)[:, None]
+    at = (head * S + s)[:, None] * 2 * BG + g[None, :]
+    tops = tl.load(stats + at, mask=there, other=-1e30, cache_modifier=".cg")
+    shares = tl.exp(tops - tl.max(tops, 0)[None, :])
+    totals = tl.sum(tl.load(stats + at + BG, mask=there, other=0.0, cache_modifier=".cg") * shares, 0)
+    for i in tl.static_range(G):
+        share = tl.sum(tl.where((g == i)[None, :], shares, 0.0), 1)
+        total = tl.sum(tl.where(g == i, totals, 0.0), 0)
+        rows = part + ((head * S + s)[:, None] * BG + i) * D + d[None, :]
+        found = tl.load(rows, mask=tl.broadcast_to(there, (S, D)), other=0.0, cache_modifier=".cg")
+        tl.store(y + (head * G + i) * D + d, (tl.sum(found * share[:, None], 0) / total).to(y.dtype.element_ty))
+
+
+@triton.jit
 def _attend(
     qkv, cos, sin, position, keys, values, y, part, stats, count, scale, room, H: tl.constexpr, G: tl.constexpr,
     D: tl.constexpr, BG: tl.constexpr, BT: tl.constexpr, S: tl.constexpr, LIMIT: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Grid (H key-value heads, S slices). qkv: H * G queries, H keys, H values of D; keys, values [H, room, D].
 
-    part float32 [H, S, BG, D], stats float32 [H, S, 2, BG]. LIMIT: rounds at most (interpreter), 0: as the position says.
+    part float32 [H, S, BG, D], stats float32 [H, S, 2, BG]. LIMIT: tiles of a slice at most (interpreter), 0: as it has.
     """
     head, part_of = tl.program_id(0), tl.program_id(1)
     g, d, t = tl.arange(0, BG), tl.arange(0, D), tl.arange(0, BT)
     _begin(PDL)
     past = tl.load(position).to(tl.int32)
-    queries = (g < G)[:, None] & (d >= 0)[None, :]
-    q = _rotated(qkv, cos, sin, (head * G + g)[:, None], tl.broadcast_to(d[None, :], (BG, D)), queries, D).to(
-        y.dtype.element_ty
-    )
-    base = head.to(tl.int64) * room * D
-    one = tl.zeros((1, D), tl.int32)
-    new_key = _rotated(qkv, cos, sin, one + H * G + head, one + d[None, :], one == 0, D).to(y.dtype.element_ty)
-    new_value = tl.load(qkv + (H * G + H + head) * D + d)[None, :]
-    first = part_of == 0
-    if first:
-        tl.store(keys + base + past * D + d[None, :], new_key)
-        tl.store(values + base + past * D + d[None, :], new_value)
-    new_score = tl.sum(q.to(tl.float32) * new_key.to(tl.float32), 1) * scale
-    top = tl.where(first, new_score, -1e30)
-    total = tl.where(first, 1.0, 0.0) + tl.zeros((BG,), tl.float32)
-    acc = tl.where(first, new_value.to(tl.float32), 0.0) + tl.zeros((BG, D), tl.float32)
     share = (((past + S - 1) // S + BT - 1) // BT) * BT
-    start = part_of * share
-    stop = tl.minimum(start + share, past)
-    for i in range(LIMIT if LIMIT else (tl.maximum(stop - start, 0) + BT - 1) // BT):
-        token = start + i * BT + t
-        there = token < stop
-        at = base + token[:, None] * D + d[None, :]
-        k = tl.load(keys + at, mask=there[:, None], other=0.0)
-        v = tl.load(values + at, mask=there[:, None], other=0.0)
-        scores = tl.where(there[None, :], tl.dot(q, tl.trans(k), input_precision="ieee") * scale, -1e30)
-        higher = tl.maximum(top, tl.max(scores, 1))
-        weights = tl.where(there[None, :], tl.exp(scores - higher[:, None]), 0.0)
-        fade = tl.exp(top - higher)
-        total = total * fade + tl.sum(weights, 1)
-        acc = acc * fade[:, None] + tl.dot(weights.to(v.dtype), v, input_precision="ieee")
-        top = higher
-    slot = head * S + part_of
-    tl.store(stats + slot * 2 * BG + g, top)
-    tl.store(stats + slot * 2 * BG + BG + g, total)
-    tl.store(part + slot * BG * D + g[:, None] * D + d[None, :], acc)
-    tl.debug_barrier()
-    arrived = tl.atomic_add(count + head, 1, sem="acq_rel")
-    if arrived == S - 1:
-        top = tl.full((BG,), -1e30, tl.float32)
-        total = tl.zeros((BG,), tl.float32)
-        acc = tl.zeros((BG, D), tl.float32)
-        for i in range(S):
-            slot = head * S + i
-            theirs = tl.load(stats + slot * 2 * BG + g, cache_modifier=".cg")
-            higher = tl.maximum(top, theirs)
-            mine, yours = tl.exp(top - higher), tl.exp(theirs - higher)
-            total = total * mine + tl.load(stats + slot * 2 * BG + BG + g, cache_modifier=".cg") * yours
-            found = tl.load(part + slot * BG * D + g[:, None] * D + d[None, :], cache_modifier=".cg")
-            acc = acc * mine[:, None] + found * yours[:, None]
+    busy = tl.maximum((past + share - 1) // tl.maximum(share, 1), 1)
+    if part_of < busy:
+        queries = (g < G)[:, None] & (d >= 0)[None, :]
+        q = _rotated(qkv, cos, sin, (head * G + g)[:, None], tl.broadcast_to(d[None, :], (BG, D)), queries, D)
+        q = q.to(y.dtype.element_ty)
+        base = head.to(tl.int64) * room * D
+        one = tl.zeros((1, D), tl.int32)
+        new_key = _rotated(qkv, cos, sin, one + H * G + head, one + d[None, :], one == 0, D).to(y.dtype.element_ty)
+        new_value = tl.load(qkv + (H * G + H + head) * D + d)[None, :]
+        first = part_of == 0
+        if first:
+            tl.store(keys + base + past * D + d[None, :], new_key)
+            tl.store(values + base + past * D + d[None, :], new_value)
+        new_score = tl.sum(q.to(tl.float32) * new_key.to(tl.float32), 1) * scale
+        top = tl.where(first, new_score, -1e30)
+        total = tl.where(first, 1.0, 0.0) + tl.zeros((BG,), tl.float32)
+        acc = tl.where(first, new_value.to(tl.float32), 0.0) + tl.zeros((BG, D), tl.float32)
+        start = part_of * share
+        stop = tl.minimum(start + share, past)
+        for i in range(LIMIT if LIMIT else (tl.maximum(stop - start, 0) + BT - 1) // BT):
+            token = start + i * BT + t
+            there = token < stop
+            at = base + token[:, None] * D + d[None, :]
+            k = tl.load(keys + at, mask=there[:, None], other=0.0)
+            v = tl.load(values + at, mask=there[:, None], other=0.0)
+            scores = tl.where(there[None, :], tl.dot(q, tl.trans(k), input_precision="ieee") * scale, -1e30)
+            higher = tl.maximum(top, tl.max(scores, 1))
+            weights = tl.where(there[None, :], tl.exp(scores - higher[:, None]), 0.0)
+            fade = tl.exp(top - higher)
+            total = total * fade + tl.sum(weights, 1)
+            acc = acc * fade[:, None] + tl.dot(weights.to(v.dtype), v, input_precision="ieee")
             top = higher
         out = y + (head * G + g)[:, None] * D + d[None, :]
-        tl.store(out, (acc / total[:, None]).to(y.dtype.element_ty), mask=(g < G)[:, None])
-        tl.store(count + head, 0)
+        if busy == 1:
+            tl.store(out, (acc / total[:, None]).to(y.dtype.element_ty), mask=queries)
+        else:
+            slot = head * S + part_of
+            tl.store(stats + slot * 2 * BG + g, top)
+            tl.store(stats + slot * 2 * BG + BG + g, total)
+            tl.store(part + slot * BG * D + g[:, None] * D + d[None, :], acc, mask=queries)
+            tl.debug_barrier()
+            arrived = tl.atomic_add(count + head, 1, sem="acq_rel")
+            if arrived == busy - 1:
+                _combine(y, part, stats, head, busy, G, D, BG, S)
+                tl.store(count + head, 0)
 
 
 def _options(x: Tensor, warps: int) -> dict[str, object]:
