@@ -74,7 +74,7 @@ def test_every_format(name: str, dtype: torch.dtype, bits: int, group: str) -> N
 @pytest.mark.parametrize(("text", "rows", "inputs"), [
     ("int4-row", 8, 8), ("int4-g32", 40, 96), ("int4-g64-asym", 1000, 1088), ("int3-row-asym", 24, 520),
     ("int2-g128", 136, 384), ("int8-row", 4097, 1032), ("int4-g128", 4096, 14336), ("int4-g128", 1024, 4096),
-    ("int4-g128", 128, 28672),
+    ("int4-g128", 128, 28672), ("nf4-g64", 272, 1024), ("e2m1-g32", 40, 96), ("nf4-row", 4096, 4096), ("mxfp4", 64, 4096),
 ])  # fmt: skip
 def test_ragged_and_large_shapes(name: str, text: str, rows: int, inputs: int) -> None:
     layer = Layer(KERNELS[name], text, rows, inputs, torch.bfloat16)

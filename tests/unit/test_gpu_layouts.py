@@ -16,6 +16,15 @@ CASES = [
 ]
 
 
+@pytest.mark.parametrize("text", ["nf4-g64", "e2m1-g32", "sf4-row", "mxfp4"])
+def test_places_in_a_table_come_back(text: str) -> None:
+    q = formats.parse(text).fit(torch.randn(33, 320), search=False).quantize(torch.randn(33, 320))
+    packed, parts = packing.split(q.format, packing.pack(q), q.shape)
+    assert not fragments.refusal(q.format, q.shape, torch.bfloat16) and planes.refusal(q.format, torch.bfloat16)
+    packed_again, parts_again = fragments.restore(fragments.prepare(q.format, packed, parts, q.shape), q.format, q.shape)
+    assert torch.equal(packed_again, packed) and torch.equal(parts_again["scale"].float(), parts["scale"].float())
+
+
 @pytest.mark.parametrize("kernel", [planes, fragments], ids=["triton", "cuda"])
 @pytest.mark.parametrize(("text", "rows", "inputs"), CASES)
 def test_restore_is_the_way_back(kernel, text: str, rows: int, inputs: int) -> None:  # type: ignore[no-untyped-def]

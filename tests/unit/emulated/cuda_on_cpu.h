@@ -131,7 +131,10 @@ static u32 fma2(u32 a, u32 b, u32 c) {
 static u32 bytes(u32 a, u32 b, u32 choice) {
     const u64 all = (u64)b << 32 | a;
     u32 v = 0;
-    for (int i = 0; i < 4; i++) v |= (u32)(all >> (choice >> (4 * i) & 7) * 8 & 255) << (8 * i);
+    for (int i = 0; i < 4; i++) {
+        const u32 byte = all >> (choice >> (4 * i) & 7) * 8 & 255;
+        v |= (choice >> (4 * i) & 8 ? (byte & 128 ? 255u : 0u) : byte) << (8 * i);
+    }
     return v;
 }
 static float half_value(u32 h) {

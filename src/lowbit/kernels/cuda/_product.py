@@ -27,7 +27,8 @@ SHARED = 226 << 10
 @dataclass(frozen=True)
 class Kind:
     """bits of a column; groups with a scale in a chunk of 128 columns (0: a scale a row); zeros beside the scales; inputs:
-    0 halves, 1 int8, 2 float8 e4m3: then two bytes of x and of a row of W are a column of 16 bits. codec: trellis codes.
+    0 halves, 1 int8, 2 float8 e4m3: then two bytes of x and of a row of W are a column of 16 bits. codec: trellis codes; table:
+    places in a table of 16.
     """
 
     bits: int
@@ -35,6 +36,7 @@ class Kind:
     zeros: bool = False
     inputs: int = 0
     codec: bool = False
+    table: bool = False
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ def macros(kind: Kind, dtype: torch.dtype, how: Tiles, tokens: int) -> _build.Ma
         "BITS": kind.bits, "HALF": int(kind.codec or dtype == torch.float16), "GROUP": 4 // kind.groups if kind.groups else 0,
         "ASYM": int(kind.zeros), "ACT": kind.inputs, "SCALED": int(how.scaled), "WIDE": int(how.wide), "NT": eights(tokens),
         "RT": how.high, "WN": how.beside, "WK": how.along, "DEPTH": how.stages,
-        "CODEC": int(kind.codec), "OUT": int(kind.codec and dtype == torch.bfloat16),
+        "CODEC": int(kind.codec), "LUT": int(kind.table), "OUT": int(kind.codec and dtype == torch.bfloat16),
     }  # fmt: skip
     return tuple(values.items())
 
@@ -155,11 +157,12 @@ def launch(
     y: Tensor,
     kind: Kind,
     shape: tuple[int, int],
-    token_scale: Tensor | None = None,
+    beside: Tensor | None = None,
     how: Tiles | None = None,
     overlap: bool = True,
 ) -> None:
-    """y = x W.T in one launch. shape: rows and columns of W. how: another cut than `tiles` chooses; overlap: start early."""
+    """y = x W.T in one launch. shape: rows and columns of W. beside: scales of tokens, or what else a kind needs. how: another
+    cut than `tiles` chooses; overlap: start early."""
     tokens, rows = x.shape[0], shape[0]
     chunks = -(-shape[1] // 128)
     how = how or tiles(kind, tokens, rows, chunks)
@@ -170,7 +173,7 @@ def launch(
     if how.slices > 1:
         parts = torch.empty(math.prod(blocks) * 128 * eights(tokens) * how.high * how.beside, device=x.device)
         counts = _build.counters(x.device, blocks[0] * blocks[2])
-    pointers = map(address, (x, *weights, y, token_scale, parts, counts))
+    pointers = map(address, (x, *weights, y, beside, parts, counts))
     arguments = (*pointers, tokens, *shape, chunks, spans(chunks, how)[0])
     shared = shared_bytes(kind, tokens, chunks, how)
     kernel.launch(blocks, 32 * how.beside * how.along, arguments, shared, overlap)

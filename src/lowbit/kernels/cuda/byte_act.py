@@ -82,7 +82,7 @@ def _few(
     codes: Tensor, scale: Tensor, prepared: dict[str, Tensor], kind: int, shape: tuple[int, int], dtype: torch.dtype
 ) -> Tensor:
     y = torch.empty(codes.shape[0], shape[0], dtype=dtype, device=codes.device)
-    _product.launch(codes, prepared, y, KINDS[kind], (shape[0], shape[1] // 2), token_scale=scale)
+    _product.launch(codes, prepared, y, KINDS[kind], (shape[0], shape[1] // 2), beside=scale)
     return y
 
 

@@ -58,7 +58,8 @@ INLINE u32 fma2(u32 a, u32 b, u32 c) {
     asm("fma.rn." PAIR " %0, %1, %2, %3;" : "=r"(v) : "r"(a), "r"(b), "r"(c));
     return v;
 }
-INLINE u32 bytes(u32 a, u32 b, u32 choice) {                 // four of the eight bytes of a (0 .. 3) and b (4 .. 7), by hex digits
+INLINE u32 bytes(u32 a, u32 b, u32 choice) {                 // four of the eight bytes of a (0 .. 3) and b (4 .. 7), by hex digits;
+                                                             // + 8: eight times its top bit
     u32 v;
     asm("prmt.b32 %0, %1, %2, %3;" : "=r"(v) : "r"(a), "r"(b), "r"(choice));
     return v;

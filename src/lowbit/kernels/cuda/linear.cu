@@ -12,15 +12,19 @@
 // operands' columns are x's in another order (see _product.py). Nothing is cut out or scaled before the end.
 //
 // CODEC: 8 weights of a lane and a 16 x 16 tile are 8 * BITS bits of a trellis' stream, which is a ring over the lanes; a weight is a
-// function of the 16 bits that end with its own (lowbit.dtypes._mul1), a half whatever x was. One scale for all, token_scale[0].
+// function of the 16 bits that end with its own (lowbit.dtypes._mul1), a half whatever x was. One scale for all, beside[0].
+// LUT: a code is the place of a half in a table of 16, whose lower and upper bytes are looked up by prmt, eight places at once.
 //
 // Compiled with: BITS 2|3|4|8|16, HALF 0 bfloat16 | 1 float16, GROUP units of 32 columns (0: a scale per row), ASYM, SCALED,
 // WIDE, NT tokens / 8, RT, WN warps over rows, WK warps over columns, DEPTH; ACT 0 | 1 int8 | 2 float8 e4m3 (then BITS 16, GROUP 0);
-// CODEC 0 | 1 (then BITS 2|3|4, HALF 1, GROUP 0), OUT 0: y is of the type of x | 1: bfloat16.
+// CODEC 0 | 1 (then BITS 2|3|4, HALF 1, GROUP 0), LUT 0 | 1 (then BITS 4, not ASYM), OUT 0: y is of the type of x | 1: bfloat16.
 
 #ifndef CODEC
 #define CODEC 0
 #define OUT 0
+#endif
+#ifndef LUT
+#define LUT 0
 #endif
 
 constexpr int LOW = BITS == 3 ? 2 : BITS;                    // bits in the low words
@@ -138,11 +142,36 @@ INLINE void decoded_tile(u32* a, const Words& own, const Words& before) {
     }
 }
 
-// the operands of two steps (32 columns, unit U of the chunk) of one tile: a[4 * step + register]
+// LUT: the four pairs of a word; table.low: lower bytes of the 16 halves, then their upper bytes
+INLINE void looked_up(u32* a, u32 w, const u32* table) {
+    const u32 places = w & 0x77777777u, shifted_up = w << 4;
+    u32 pairs[2][2];                                         // codes 0 .. 3 and 4 .. 7: halves 0 and 1, halves 2 and 3
+#pragma unroll
+    for (int e = 0; e < 2; e++) {
+        const u32 s = e ? places >> 16 : places & 0xffff;
+        const u32 above = bytes(shifted_up, w, e ? 0xFBEA : 0xD9C8);         // ff where a place is 8 or more: its top bit, spread
+        u32 half[2];
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            const u32 below = bytes(table[4 * h], table[4 * h + 1], s), over = bytes(table[4 * h + 2], table[4 * h + 3], s);
+            half[h] = and_xor(below ^ over, above, below);
+        }
+        pairs[e][0] = bytes(half[0], half[1], 0x5140), pairs[e][1] = bytes(half[0], half[1], 0x7362);
+    }
+    a[0] = bytes(pairs[0][0], pairs[1][0], 0x5410), a[1] = bytes(pairs[0][0], pairs[1][0], 0x7632);
+    a[2] = bytes(pairs[0][1], pairs[1][1], 0x5410), a[3] = bytes(pairs[0][1], pairs[1][1], 0x7632);
+}
+
+// the operands of two steps (32 columns, unit U of the chunk) of one tile: a[4 * step + register]. before: CODEC: the words of the
+// lane before; LUT: the table
 template <int U>
 INLINE void unit(u32 (&a)[8], const Words& words, const Words& before, const Zero& top, const Zero& bottom) {
     if constexpr (CODEC) {
         decoded_tile<2 * U>(a, words, before), decoded_tile<2 * U + 1>(a + 4, words, before);
+        return;
+    }
+    if constexpr (LUT) {
+        looked_up(a, words.low[2 * U], before.low), looked_up(a + 4, words.low[2 * U + 1], before.low);
         return;
     }
     const u32 *low = words.low, *high = words.high;
@@ -165,6 +194,13 @@ INLINE float high_half(u32 pair) { return __uint_as_float(pair & 0xffff0000u); }
 
 // BITS 16: where piece `piece` (8 columns) of a row lies in a stage: no banks meet when 8 lanes read 4 pieces of 2 rows
 INLINE u32 row_place(int row, int piece) { return row * 256 + ((piece ^ (row & 1) * 4) << 4); }
+
+INLINE Words table_of(const float* beside) {
+    Words table;
+#pragma unroll
+    for (int i = 0; i < 2 * LOW; i++) table.low[i] = LUT ? __float_as_uint(beside[i % 8]) : 0;
+    return table;
+}
 
 INLINE Words read_words(u32 at, int lane) {
     Words w;
@@ -345,9 +381,10 @@ INLINE void put4(u16* y, int row, int rows, float4 v, float by) {
         if (row + i < rows) y[row + i] = h[i];
 }
 
+// beside: ACT: scales of tokens, CODEC: one scale, LUT: the table's bytes.
 // part [row blocks x token blocks, slices, TOKENS, ROWS] and count [row blocks x token blocks] (0 before and after): for slices > 1
 extern "C" __global__ void __launch_bounds__(THREADS) product(const u8* x, const u8* low, const u8* high, const u8* meta, u16* y,
-                                                              const float* token_scale, float* part_sums, int* count,
+                                                              const float* beside, float* part_sums, int* count,
                                                               int all_tokens, int rows, int inputs, int chunks, int span) {
     extern __shared__ __align__(1024) u8 shared[];
     let_the_next_kernel_start();
@@ -386,7 +423,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) product(const u8* x, const
     wait_for_the_kernels_before();
     x += (size_t)token * inputs * 2;
     __shared__ float token_scales[TOKENS];
-    if ((ACT || CODEC) && threadIdx.x < tokens) token_scales[threadIdx.x] = token_scale[CODEC ? 0 : token + threadIdx.x];
+    if ((ACT || CODEC) && threadIdx.x < tokens) token_scales[threadIdx.x] = beside[CODEC ? 0 : token + threadIdx.x];
     const CopyX copy_x(xs, block, x, tokens, inputs);
     copy_x(0, first, min(span, mine));
     wait_for_copies();
@@ -395,6 +432,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) product(const u8* x, const
 
     Part part = {};
     Sums total = {};
+    Words table;
+    if (LUT) table = table_of(beside);
     u32 x_at[NT];                                                    // tokens beyond the last repeat it and are not written
 #pragma unroll
     for (int nt = 0; nt < NT; nt++) x_at[nt] = x_place(0, block, min(nt * 8 + lane % 8, tokens - 1), lane / 8);
@@ -423,6 +462,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) product(const u8* x, const
             for (int rt = 0; rt < RT; rt++) {
                 w[rt] = read_words(stage + rt * TILE_BYTES, lane);
                 if (CODEC) before[rt] = read_words(stage + rt * TILE_BYTES, (lane + 31) % 32);
+                if (LUT) before[rt] = table;
             }
             const u32 metas = stage + LOW_BYTES + HIGH_BYTES;
             const u32 at = xs + now * buffer + (wk + place * WK) * 2 * block;
@@ -522,7 +562,8 @@ INLINE Words words_of(const u8* low, const u8* high, int lane) {
 }
 
 // the decoded matrix (CODEC: less its scale): one warp per tile and chunk; grid (chunks / 4, tiles), 4 warps
-extern "C" __global__ void __launch_bounds__(128) matrix(const u8* low, const u8* high, const u8* meta, u16* out, int rows, int inputs, int chunks) {
+extern "C" __global__ void __launch_bounds__(128) matrix(const u8* low, const u8* high, const u8* meta, const float* beside, u16* out,
+                                                             int rows, int inputs, int chunks) {
     __shared__ __align__(16) u8 tiles[4][16 * 272];
     const int lane = threadIdx.x % 32, chunk = blockIdx.x * 4 + threadIdx.x / 32, tile = blockIdx.y;
     let_the_next_kernel_start();
@@ -532,6 +573,7 @@ extern "C" __global__ void __launch_bounds__(128) matrix(const u8* low, const u8
     const Words w = words_of(low + at * LOW_BYTES, high + at * 256, lane);
     Words before;
     if (CODEC) before = words_of(low + at * LOW_BYTES, high + at * 256, (lane + 31) % 32);
+    if (LUT) before = table_of(beside);
     const u8* m = meta + (GROUP ? at * META_BYTES : (size_t)tile * 8 * META);
     const u32 to = address(tiles[threadIdx.x / 32]);
     decode_unit<0>(to, w, before, m, lane);

@@ -1,4 +1,4 @@
-"""linear - y = x W.T for integers of 2, 3, 4 and 8 bits on Hopper and later GPUs, in CUDA C++ (linear.cu).
+"""linear - y = x W.T for integers of 2, 3, 4, 8 bits and tables of 16 values on Hopper and later, in CUDA C++ (linear.cu).
 
 In / Out  codes of layout "dense", scales [N, G], zeros uint8 -> fragments (see Layout); x [tokens, in] -> y [tokens, out].
 Idea      The bytes lie in memory as the tensor cores want them in registers: weights stream once, 16 bytes a lane, through
@@ -14,6 +14,7 @@ Layout    Tiles of 16 rows x chunks of 128 columns. Lane 4r + c (r 0..7, c 0..3)
 Source    Marlin (2408.11743) for magic numbers and fragment order; the layout, the column order and the schedule are our own.
 Figures   H200, int4-g128, in a CUDA graph, weights past the L2, 4096x4096 / 14336x4096 / 4096x14336 in us: 1 token 5.0 / 10.8 /
           11.0, 16 tokens 5.8 / 13.5 / 14.1, 64 tokens 11.0 / 22.6 / 25.8; reading the bytes takes 4.4 / 9.0 / 9.0.
+          Tables of 16 values are tested on a CPU alone and have not been timed.
 Traps     bfloat16 holds 128 + u exactly for 7 bits only: 8 bits go through (128 + low 7 bits) - (128 or 256).
 """
 
@@ -23,12 +24,16 @@ import torch
 from torch import Tensor
 
 from lowbit.core.errors import ShapeError
+from lowbit.dtypes import Element
 from lowbit.formats import Format
+from lowbit.formats._scales import load, store
 from lowbit.kernels import packing
 from lowbit.kernels.cuda import _build, _product
 from lowbit.kernels.cuda._product import DECODE_TOKENS, Kind, Tiles
 
 RANK = 30
+SCALES = {"half", "bf16", "e8m0"}
+"""What bfloat16 holds exactly."""
 HIGH_BITS = (2, 4, 6, 3, 5, 7, 14, 15, 8, 10, 12, 9, 11, 13, 0, 1)
 
 
@@ -43,10 +48,10 @@ def supports(format: Format, shape: tuple[int, int], device: torch.device, dtype
 
 def refusal(format: Format, shape: tuple[int, int], dtype: torch.dtype) -> str:
     """Why fragments cannot hold a matrix, or ""."""
-    if format.element not in {"int2", "int3", "int4", "int8"}:
-        return f"element {format.element} is not int2, int3, int4 or int8"
-    if format.rule not in {"symmetric", "asymmetric"} or format.scale not in {"half", "bf16"}:
-        return f"scales of {format} are not bfloat16 scales of symmetric or asymmetric integers"
+    if format.element not in {"int2", "int3", "int4", "int8"} and not _in_table(format):
+        return f"element {format.element} is not int2, int3, int4, int8 or a table of 16 values"
+    if format.rule not in {"symmetric", "asymmetric", "table", "mxfp"} or format.scale not in SCALES or format.sides:
+        return f"scales of {format} are none of symmetric or asymmetric integers or of a table that bfloat16 holds"
     if format.group[0] != 1 or (format.group[1] not in {0, 32, 64} and format.group[1] % 128):
         return f"group {format.group[0]}x{format.group[1]} is not 1 row by 32, 64, a multiple of 128 or all inputs"
     if shape[1] % 8:
@@ -54,6 +59,11 @@ def refusal(format: Format, shape: tuple[int, int], dtype: torch.dtype) -> str:
     if dtype not in {torch.bfloat16, torch.float16}:
         return f"activations are {dtype}, not bfloat16 or float16"
     return ""
+
+
+def _in_table(format: Format) -> bool:
+    """Whether a code is the place of a value in a table of 16 (nf4, e2m1, ...)."""
+    return format.rule in {"table", "mxfp"} and format.dtype.codes == 16 and not format.zero and format.dtype.step == (1, 1, 1)
 
 
 def _bits(format: Format) -> int:
@@ -69,7 +79,7 @@ def _per_chunk(format: Format) -> int:
 @functools.cache
 def kind(format: Format) -> Kind:
     """What linear.cu must know of a format."""
-    return Kind(_bits(format), _per_chunk(format), format.zero == "int")
+    return Kind(_bits(format), _per_chunk(format), format.zero == "int", table=_in_table(format))
 
 
 def prepare(format: Format, packed: Tensor, parts: dict[str, Tensor], shape: tuple[int, int]) -> dict[str, Tensor]:
@@ -83,7 +93,21 @@ def prepare(format: Format, packed: Tensor, parts: dict[str, Tensor], shape: tup
     tiles, chunks = low.shape[:2]
     low = low.view(tiles, chunks, 32, -1, 4).transpose(2, 3).contiguous()
     prepared = {"low": low, "meta": _meta(format, parts, tiles, chunks)}
+    if _in_table(format):
+        prepared["table"] = _table(format.dtype, packed.device)
     return prepared if high is None else {**prepared, "high": high}
+
+
+def _table(element: Element, device: torch.device) -> Tensor:
+    """The 16 values, in bfloat16 and in float16: their lower bytes, then their upper bytes, int32 [2, 8]."""
+    values = element.decode(torch.arange(16, dtype=torch.uint8))
+    rows = [values.to(dtype).view(torch.uint8).view(16, 2).t().reshape(32) for dtype in (torch.bfloat16, torch.float16)]
+    return torch.stack(rows).view(torch.int32).to(device)
+
+
+def _beside(prepared: dict[str, Tensor], dtype: torch.dtype) -> Tensor | None:
+    """The table in the type of x, where there is one."""
+    return prepared["table"][int(dtype == torch.float16)] if "table" in prepared else None
 
 
 def _pairs(codes: Tensor) -> Tensor:
@@ -135,7 +159,7 @@ def _from_high_words(words: Tensor) -> Tensor:
 
 def _meta(format: Format, parts: dict[str, Tensor], tiles: int, chunks: int) -> Tensor:
     """Scales, and zeros, beside the chunks they belong to: int16."""
-    fields = [parts["scale"].to(torch.bfloat16).view(torch.int16)]
+    fields = [load(parts["scale"], format.scale).to(torch.bfloat16).view(torch.int16)]
     if "zero" in parts:
         fields.append(parts["zero"].to(torch.int16))
     return torch.stack([_meta_field(field, format, tiles, chunks) for field in fields], -2).flatten(-2).contiguous()
@@ -162,7 +186,8 @@ def restore(prepared: dict[str, Tensor], format: Format, shape: tuple[int, int])
     fields = meta.view(tiles, -1, 8, meta.shape[-1] // 2, 2).permute(3, 0, 4, 2, 1).reshape(meta.shape[-1] // 2, tiles * 16, -1)
     step = max(format.group[1] // 128, 1)
     fields = fields[:, : shape[0], ::step][..., : format.groups(shape)[1]]
-    parts = {"scale": fields[0].contiguous().view(torch.bfloat16)}
+    scale = fields[0].contiguous().view(torch.bfloat16)
+    parts = {"scale": store(scale, format.scale) if format.scale == "e8m0" else scale}
     if fields.shape[0] == 2:
         parts["zero"] = fields[1].to(torch.uint8)
     return packing.pack_codes(format, _from_pairs(pairs, shape)), parts
@@ -187,7 +212,7 @@ def product(
 ) -> Tensor:
     """x [tokens, in] -> y [tokens, out] in one launch. how: another cut than `tiles` chooses; overlap: start early."""
     y = torch.empty(x.shape[0], shape[0], dtype=x.dtype, device=x.device)
-    _product.launch(x, prepared, y, kind(format), shape, how=how, overlap=overlap)
+    _product.launch(x, prepared, y, kind(format), shape, _beside(prepared, x.dtype), how, overlap)
     return y
 
 
@@ -197,6 +222,10 @@ def matrix(prepared: dict[str, Tensor], format: Format, shape: tuple[int, int], 
     w = torch.empty(shape, dtype=dtype, device=low.device)
     macros = _product.macros(kind(format), dtype, Tiles(1, 1, 1, 1, 2), 1)
     kernel = _build.kernel("linear.cu", "matrix", macros, low.device.index)
-    arguments = (*map(_product.address, (low, prepared.get("high"), prepared["meta"], w)), *shape, low.shape[1])
+    arguments = (
+        *map(_product.address, (low, prepared.get("high"), prepared["meta"], _beside(prepared, dtype), w)),
+        *shape,
+        low.shape[1],
+    )
     kernel.launch((-(-low.shape[1] // 4), low.shape[0], 1), 128, arguments)
     return w

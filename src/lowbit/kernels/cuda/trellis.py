@@ -8,6 +8,7 @@ Layout    low: int32 [tiles, chunks of 128 columns, vectors, lane, 4 words]: for
           bits (32 for 4 bits), first code highest. 3 bits: the upper 16 of its 24 bits; high: int32 [tiles, chunks, lane, 2
           words], the lower 8 of each.
 Source    QTIP (2406.11235), exllamav3 for the order of places; the kernel is our own.
+Figures   None yet: run on a CPU alone (tests/unit/test_cuda_emulated.py), never timed.
 Traps     Values are float16, so x is too, a sixteenth of itself: numbers beyond a million overflow, those below 1e-6 vanish.
 """
 
@@ -127,6 +128,6 @@ def matrix(prepared: dict[str, Tensor], format: Format, shape: tuple[int, int]) 
     w = torch.empty(shape, dtype=torch.float16, device=low.device)
     macros = _product.macros(kind(format), torch.float16, Tiles(1, 1, 1, 1, 2), 1)
     kernel = _build.kernel("linear.cu", "matrix", macros, low.device.index or 0)
-    arguments = (*map(_product.address, (low, prepared.get("high"), None, w)), *shape, low.shape[1])
+    arguments = (*map(_product.address, (low, prepared.get("high"), None, None, w)), *shape, low.shape[1])
     kernel.launch((-(-low.shape[1] // 4), low.shape[0], 1), 128, arguments)
     return w
