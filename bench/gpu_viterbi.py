@@ -14,7 +14,10 @@ from _rows import keep
 from lowbit import dtypes
 from lowbit.kernels.encoding import encode
 
-NAMES = ("trellis2", "trellis3", "trellis4", "trellis1.5", "trellis2.5", "trellis3.5", "trellis_pair2", "trellis_short2")
+NAMES = (
+    "trellis2", "trellis3", "trellis4", "trellis1.5", "trellis2.5", "trellis3.5", "trellis_pair2", "trellis_short2",
+    "trellis_short3", "trellis_short4", "mcg2", "three_inst2", "one_mad2", "trellis_int2", "hyb2",
+)  # fmt: skip
 
 
 def main() -> None:

@@ -76,7 +76,7 @@ def one(sentences: list[str], data: Path, device: str) -> None:
                 lowbit.quantize(str(MODEL), sentence, out=str(out), **asked)  # type: ignore[arg-type]
             seconds = taken + time.perf_counter() - start
             taken = taken or moment[0] - start if moment else 0.0
-            model = _dense(load(str(out), device=device), device)
+            model = dense(load(str(out), device=device), device)
             bits = measure.bits_per_weight(load(str(out)))
             found = {Path(n).stem: measure.divergence(model.float(), t, reference).summary() for n, t in texts.items()}
             _keep(sentence, bits, seconds, found)
@@ -113,7 +113,7 @@ def _take_up(blocks: Path, work: Path, sentence: str) -> None:
     journal.write_text("\n".join([json.dumps(task), *rest]) + "\n", encoding="utf-8")
 
 
-def _dense(model: Any, device: str) -> Any:
+def dense(model: Any, device: str) -> Any:
     """The model with the values of its packed layers, decoded once instead of in every window."""
     import torch
 
@@ -121,10 +121,10 @@ def _dense(model: Any, device: str) -> Any:
 
     for name, layer in [*model.named_modules()]:
         if isinstance(layer, QuantizedLinear):
-            dense = torch.nn.Linear(layer.in_features, layer.out_features, bias=False, device=device)
-            dense.weight.data = layer.quantized().decode()
-            dense.register_parameter("bias", layer.bias)
-            model.set_submodule(name, dense)
+            plain = torch.nn.Linear(layer.in_features, layer.out_features, bias=False, device=device)
+            plain.weight.data = layer.quantized().decode()
+            plain.register_parameter("bias", layer.bias)
+            model.set_submodule(name, plain)
     return model
 
 

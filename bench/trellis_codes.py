@@ -6,15 +6,17 @@ with 64 tiles. Each code is tried at three sizes of the data and the best is kep
 
     python bench/trellis_codes.py [--tiles 32] [--only trellis mcg] [--rates 2 3 4] [--warm 96]
 
+With --table nothing is measured: the kept rows, those of bench/gpu_viterbi.py beside them, are printed as one table.
 With --lengths the code of trellis2 .. trellis4 is run with states of other lengths, instead: distortion against time.
 """
 
 import argparse
+import json
 import math
 import time
 
 import torch
-from _rows import keep
+from _rows import RESULTS, keep
 from torch import Tensor
 
 from lowbit import dtypes
@@ -88,6 +90,23 @@ def measure(element: Trellis, bits: float, x: Tensor) -> None:
     )
 
 
+def table() -> None:
+    """All codes: distortion, gap to the bound, time on the CPU to find and to decode, weights a second found on the GPU."""
+    rows = [json.loads(line) for line in (RESULTS / "trellis_codes.jsonl").read_text(encoding="utf-8").splitlines()]
+    gpu = {}
+    for line in (RESULTS / "gpu_viterbi.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        gpu[row["element"]] = (row["weights_per_second"], row["machine"].partition(" +")[0].removeprefix("NVIDIA "))
+    name = next(iter(gpu.values()))[1]
+    print(f"| code | bits | distortion | dB above 4^-bits | CPU, find: us | CPU, decode: ns | {name}, find: million a second |")
+    print("|---|--:|--:|--:|--:|--:|--:|")
+    found = {(row["code"], row["bits"], row["length"]): row for row in rows}
+    for (code, bits, _), row in sorted(found.items(), key=lambda item: (item[0][1], item[1]["distortion"])):
+        fast = f"{gpu[code][0] / 1e6:.0f}" if code in gpu else ""
+        told = f"{row['distortion']:.4g} | {row['gap_db']:.2f} | {row['encode_us']:.1f} | {row['decode_ns']:.1f} | {fast}"
+        print(f"| {code} | {bits:g} | {told} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--tiles", type=int, default=32)
@@ -95,7 +114,10 @@ def main() -> None:
     parser.add_argument("--rates", nargs="*", type=float, default=list(SIZES))
     parser.add_argument("--warm", type=int, default=_viterbi.WARM)
     parser.add_argument("--lengths", nargs="*", type=int, default=[])
+    parser.add_argument("--table", action="store_true")
     asked = parser.parse_args()
+    if asked.table:
+        return table()
     torch.set_num_threads(1)
     _viterbi.WARM = asked.warm
     x = quantiles(asked.tiles)

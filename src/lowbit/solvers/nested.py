@@ -4,7 +4,7 @@ In / Out  W [out, in], H [in, in], Factor, a grid of a nested format -> codes, a
 Idea      1. The prefix by feedback and descent, as if it were alone, but never more than SLACK of a cell beyond the cell that
           the weight lies in. 2. The finer bits by feedback and descent around the chosen cells, which reach REACH cells wide.
           3. For every rate the factors a, b of least tr(E H ET), E = W - a P - b R.
-Figures   Eight linears of lowbit-tiny, tr(E H ET) / tr(W H WT), geometric means, times 1e-5 (gptq alone at 4 and 8 bits: 242
+Figures   Three linears of lowbit-tiny, tr(E H ET) / tr(W H WT), geometric means, times 1e-5 (gptq alone at 4 and 8 bits: 242
           and 1.04; nearest values 586 and about 2):
               SLACK / REACH    none / 1    0.5 / 1.7    0.25 / 1.4    0.15 / 1.24    0.1 / 1.2    0 / 1
               read at 4        273         278          299           336            376          586
