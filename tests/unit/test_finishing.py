@@ -7,16 +7,19 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import lowbit
 from lowbit import formats
 from lowbit.core.errors import CapacityError, RecipeError
 from lowbit.pipeline import quantize as running
+from lowbit.pipeline import text
 from lowbit.pipeline.finishing import Finishing
 from lowbit.pipeline.progress import Silent
+from lowbit.pipeline.source import tokenizer_of
 from lowbit.recipe import Recipe
 from lowbit.recipe.plan import Plan
-from lowbit.solvers import whole
+from lowbit.solvers import tuning, whole
 from lowbit.solvers.continuous import Continuous
 from lowbit.solvers.moving import Moving
 from lowbit.statistics._divergence import Divergence
@@ -112,17 +115,44 @@ def test_scales_alone() -> None:
     assert torch.equal(alone.value(), alone.quantized().decode())
 
 
-@pytest.mark.parametrize("recipe", [f"rtn(int2-g64) + kl_tuning{STEPS}", f"rtn(int2-g64-asym) + kl_rounding{STEPS}", PV])
-def test_resume_gives_the_same_bytes(tiny_llama: Path, tmp_path: Path, recipe: str) -> None:
+CHAIN = f"rtn(int2-g64-asym) + kl_rounding{STEPS} + kl_tuning(steps=6, batch=3)"
+
+
+@pytest.mark.parametrize(("recipe", "moments"), [(CHAIN, (1, 3)), (PV, (2,))])
+def test_resume_gives_the_same_bytes(tiny_llama: Path, tmp_path: Path, recipe: str, moments: tuple[int, ...]) -> None:
+    """Killed while blocks stream, between blocks and finishers, between two finishers."""
     result = lowbit.quantize(str(tiny_llama), recipe, str(tmp_path / "whole"), **SMALL)
-    (told,) = result.finished
-    assert told["after"] < told["before"], "nothing was learned"
-    for after in (1, 2):
+    assert all(told["after"] < told["before"] for told in result.finished), "nothing was learned"
+    for after in moments:
         folder = tmp_path / f"killed{after}"
         with pytest.raises(Killed):
             lowbit.quantize(str(tiny_llama), recipe, str(folder), progress=KillAfter(after), **SMALL)
         lowbit.quantize(str(tiny_llama), recipe, str(folder), **SMALL)
         assert digest(tmp_path / "whole") == digest(folder)
+
+
+def test_the_folder_is_the_model_that_was_trained(tiny_llama: Path, tmp_path: Path) -> None:
+    """The loss that the finisher reports is that of the written folder, on the windows that were held out."""
+    result = lowbit.quantize(str(tiny_llama), f"rtn(int2-g64) + kl_tuning{STEPS}", str(tmp_path / "out"), **SMALL)
+    tokens = text.windows("bundled", text.read("bundled"), tokenizer_of(tiny_llama), 64, 4).tokens
+    held = tuning.Windows([[tokens]], torch.Generator().manual_seed(0)).held
+    models = [lowbit.load(folder, dtype=torch.float32) for folder in (tmp_path / "out", tiny_llama)]
+    found = Divergence()
+    with torch.no_grad():
+        for row in tokens[held]:
+            found.add(row, *(model(row[None]).logits[0] for model in models))
+    assert found.summary()["kl"] == pytest.approx(result.finished[0]["after"], rel=1e-3)
+    assert result.finished[0]["after"] < result.finished[0]["before"]
+
+
+def test_a_selector_leaves_other_blocks_alone(tiny_llama: Path, tmp_path: Path) -> None:
+    recipe = "rtn(int2-g64) + kl_tuning(steps=4, batch=3, rate=0.01)@layers.1"
+    result = lowbit.quantize(str(tiny_llama), recipe, str(tmp_path / "out"), **SMALL)
+    assert result.finished[0]["after"] < result.finished[0]["before"]
+    lowbit.quantize(str(tiny_llama), "rtn(int2-g64)", str(tmp_path / "plain"), **SMALL)
+    ours, plain = (load_file(tmp_path / place / "model.safetensors") for place in ("out", "plain"))
+    moved = {name.split(".")[2] for name in ours if not torch.equal(ours[name], plain[name])}
+    assert moved == {"1"}
 
 
 @pytest.mark.parametrize("moment", ["_write", "_adopt"])

@@ -46,9 +46,12 @@ def train(
 
 
 def floats(model: Model, rate: float) -> dict[str, Piece]:
-    """All norm weights and biases of the blocks, by full name."""
-    found = [trained.floats(block, rate, model.stored) for block in model.blocks]
-    return {f"{name}.{n}": piece for name, pieces in zip(model.names, found, strict=True) for n, piece in pieces.items()}
+    """All norm weights and biases of the blocks that hold a matrix to be trained, by full name."""
+    found: dict[str, Piece] = {}
+    for name, block in zip(model.names, model.blocks, strict=True):
+        if any(matrix.startswith(f"{name}.") for matrix in model.quantized):
+            found |= {f"{name}.{n}": piece for n, piece in trained.floats(block, rate, model.stored).items()}
+    return found
 
 
 def finish(
