@@ -52,11 +52,13 @@ def test_joined_linears_give_what_they_gave(monkeypatch: pytest.MonkeyPatch) -> 
         linear = block.get_submodule(name)
         q = format.fit(linear.weight).quantize(linear.weight)
         block.set_submodule(name, QuantizedLinear.from_quantized(q, linear.bias))
+    rest = model.model.layers[1].mlp
+    rest.gate_proj = QuantizedLinear.from_quantized(format.fit(rest.gate_proj.weight).quantize(rest.gate_proj.weight))
     ids = torch.randint(3, 256, (2, 7))
     wanted = model(ids).logits
     joined.join(model, model.config)
     assert isinstance(block.self_attn.q_proj.joined.whole, QuantizedLinear)
-    assert type(model.model.layers[1].mlp.up_proj) is joined.Part
+    assert type(rest.up_proj) is joined.Part and isinstance(rest.gate_proj.joined.whole, joined.Side)
     assert torch.allclose(model(ids).logits, wanted, atol=1e-4)
 
 

@@ -17,14 +17,15 @@ if TYPE_CHECKING:
 
 
 class Output(contextlib.AbstractContextManager["Output"]):
-    """The real stdout. as_json: say one object and no text."""
+    """The real stdout. as_json: say one object and no text. Of the processes of torchrun the first one speaks."""
 
     def __init__(self, as_json: bool) -> None:
         self.as_json = as_json
 
     def __enter__(self) -> "Output":
         sys.stdout.flush()
-        self.stream: IO[str] = os.fdopen(os.dup(1), "w", encoding="utf-8")
+        told = os.dup(1) if os.environ.get("RANK", "0") == "0" else os.open(os.devnull, os.O_WRONLY)
+        self.stream: IO[str] = os.fdopen(told, "w", encoding="utf-8")
         os.dup2(2, 1)
         self._python = contextlib.redirect_stdout(sys.stderr)
         self._python.__enter__()

@@ -46,3 +46,17 @@ def searched(format: Format, weight: Tensor, importance: Tensor) -> Grid:
     if asymmetric:
         parts["zero"] = torch.where(used, zero.to(torch.uint8), plain.parts["zero"])
     return Grid(format, parts, plain.shape)
+
+
+def refit(grid: Grid, units: Tensor, moment: Tensor, errors: Tensor) -> Tensor | None:
+    """The best scales [out, G] for codes that stay, as lowbit.solvers.descent finds them; None where no kernel does.
+
+    units, errors [in, out]: codes less zeros, and W - Q, which is changed.
+    """
+    if triton.panel_refusal(units) or refusal(grid.format):
+        return None
+    from lowbit.kernels.triton import _scales as kernel
+
+    scale = grid.scale.T.contiguous()
+    kernel.refit(units, moment.contiguous(), errors, scale, _scales.TYPES[grid.format.scale])
+    return scale.T.contiguous()

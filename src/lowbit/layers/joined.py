@@ -2,7 +2,8 @@
 
 Idea      The first of them that is called multiplies for all; the others hand out their rows of the same product. So no forward
           of any model has to know, and the weights lie in memory once.
-          Packed layers join when one format holds them all and no row of it depends on others; floats always do.
+          The rows of packed layers become one matrix when one format holds them all and no row of it depends on others, those
+          of floats always do; other layers stay apart, and their products are put side by side.
 Traps     They must be called with the same tensor object, one after the other, as attention and MLP do: with any other one
           the product is made anew. A joined model is for running, not for saving: its layers have no weights of their own.
 """
@@ -39,6 +40,21 @@ class Joined:
         return found
 
 
+class Side(nn.Module):
+    """Several linears whose products stand side by side."""
+
+    def __init__(self, linears: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.linears = nn.ModuleList(linears)
+
+    @property
+    def in_features(self) -> int:
+        return self.linears[0].in_features  # type: ignore[return-value]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([linear(x) for linear in self.linears], -1)
+
+
 class Part(nn.Module):
     """One of the linears. number: its place; the first one holds the weights as its child."""
 
@@ -64,12 +80,9 @@ def join(model: Any, config: Any) -> Any:
 def _join(block: nn.Module, names: Sequence[str]) -> None:
     present = dict(block.named_modules())
     linears = [present[name] for name in names if name in present]
-    if len(linears) < 2 or len(linears) < len(names):
+    if len(linears) < max(2, len(names)) or not all(isinstance(linear, nn.Linear | QuantizedLinear) for linear in linears):
         return
-    whole = _whole(linears)
-    if whole is None:
-        return
-    joined = Joined(whole, [linear.out_features for linear in linears])
+    joined = Joined(_whole(linears) or Side(linears), [linear.out_features for linear in linears])
     for number, name in enumerate(names):
         block.set_submodule(name, Part(joined, number))
 

@@ -20,7 +20,7 @@ from lowbit.core.device import tensor_cores
 from lowbit.core.errors import CheckpointError
 from lowbit.layers.loading import skeleton
 from lowbit.pipeline import blocks, held, text, written
-from lowbit.pipeline.beside import Beside
+from lowbit.pipeline.beside import Beside, Pending
 from lowbit.pipeline.outer import Get, Outer
 from lowbit.pipeline.progress import Progress
 from lowbit.pipeline.source import Source, tokenizer_of
@@ -58,7 +58,7 @@ def outside(source: Source, stored: checkpoints.Stored, outer: Outer, device: to
 
 def _modules(source: Source, stored: checkpoints.Stored, device: torch.device) -> Iterator[tuple[int, int, nn.Module]]:
     """Block by block of both models, the written one (0) first; the next one is read meanwhile, on a CPU afterwards."""
-    side, read = Beside(device), written.reader(stored, device)
+    sides, read = (Beside(device), Beside(device)), written.reader(stored, device)
     get = functools.partial(source.stored.tensor, device=device)
 
     def load(index: int, which: int) -> nn.Module:
@@ -66,15 +66,19 @@ def _modules(source: Source, stored: checkpoints.Stored, device: torch.device) -
             return block(source, get, index, device)
         return written.block(source.blocks[index], source.prefix(index), read, stored.activations, device, torch.float32)
 
-    order = [(index, which) for index in range(len(source.blocks)) for which in (0, 1)]
-    waiting = side.start(functools.partial(load, *order[0]), nn.Module.parameters)
-    for place, after in zip(order, [*order[1:], None], strict=True):
-        module = waiting.result()
-        if after is not None:
-            waiting = side.start(functools.partial(load, *after), nn.Module.parameters)
-        yield *place, module
-        del module  # before the next is loaded: one block in memory
-    side.close()
+    def start(index: int, which: int) -> Pending[nn.Module]:
+        return sides[which].start(functools.partial(load, index, which), nn.Module.parameters)
+
+    waiting = [start(0, which) for which in (0, 1)]
+    for index in range(len(source.blocks)):
+        for which in (0, 1):
+            module = waiting[which].result()
+            if index + 1 < len(source.blocks):
+                waiting[which] = start(index + 1, which)
+            yield index, which, module
+            del module  # before the next is loaded: one block in memory
+    for side in sides:
+        side.close()
 
 
 def check(source: Source, work: Path, device: torch.device, progress: Progress) -> dict[str, Any]:

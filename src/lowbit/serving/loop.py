@@ -45,6 +45,13 @@ def refusal(model: Any) -> str:
     return "" if model._can_compile_fullgraph else "transformers says that its forward cannot be captured"
 
 
+class Launches:
+    """What has no graph, called like one."""
+
+    def __init__(self, run: Callable[[], None]) -> None:
+        self.replay = run
+
+
 class Loop:
     """A model that writes. Its linears of one input are joined, in place."""
 
@@ -140,8 +147,11 @@ class Loop:
         self._position += 1
         self._number += 1
 
-    def _graph(self, temperature: float) -> torch.cuda.CUDAGraph:
-        """The graph of one token, captured when it is first wanted; the cache's content is lost then."""
+    def _graph(self, temperature: float) -> "torch.cuda.CUDAGraph | Launches":
+        """The graph of one token, captured when it is first wanted; the cache's content is lost then.
+
+        A layer that asks the host for something cannot be captured: it is launched anew for each token.
+        """
         if temperature in self._graphs:
             return self._graphs[temperature]
         choose, side = self._choose(temperature), torch.cuda.Stream()
@@ -153,10 +163,14 @@ class Loop:
             for _ in range(2):
                 self._one(choose)
         torch.cuda.current_stream().wait_stream(side)
-        self._graphs[temperature] = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graphs[temperature]):
-            self._one(choose)
-        return self._graphs[temperature]
+        found = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(found):
+                self._one(choose)
+        except RuntimeError:
+            return Launches(lambda: self._one(choose))
+        self._graphs[temperature] = found
+        return found
 
     def _read(self, start: int, stop: int) -> tuple[Tensor, torch.cuda.Event]:
         """Tokens start .. stop on their way to the host."""

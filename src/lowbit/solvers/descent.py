@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lowbit.formats import Grid, shelf
+from lowbit.kernels import scales
 from lowbit.solvers import panels
 from lowbit.solvers.codec import Codec
 
@@ -58,12 +59,12 @@ def sweep(weight: Tensor, moment: Tensor, codec: Codec, codes: Tensor, values: T
 def _by_panel(weight: Tensor, moment: Tensor, kernel: panels.Kernel, codes: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     """`sweep`, a panel of columns in one launch: a column's best value, current + pull / H_kk, falls by move * H_jk / H_kk."""
     codes, current = torch.empty_like(weight.T, memory_format=torch.contiguous_format), values.T.contiguous()
-    errors, places = weight.T - current, torch.arange(weight.shape[1], device=weight.device)
+    errors, groups = weight.T - current, kernel.groups(torch.arange(weight.shape[1], device=weight.device))
     for a in range(0, weight.shape[1], PANEL):
         b = min(a + PANEL, weight.shape[1])
         diagonal = moment.diagonal()[a:b]
         wanted = torch.addcdiv(current[a:b], moment[a:b] @ errors, diagonal[:, None])
-        codes[a:b], value = kernel.round(current[a:b], wanted, moment[a:b, a:b] / diagonal, places[a:b], up=True)
+        codes[a:b], value = kernel.round(current[a:b], wanted, moment[a:b, a:b] / diagonal, groups[a:b], up=True)
         errors[a:b] += current[a:b] - value
         current[a:b] = value
     return kernel.codes(codes.T.contiguous()), current.T.contiguous()
@@ -86,6 +87,15 @@ def refit(weight: Tensor, moment: Tensor, grid: Grid, codes: Tensor, values: Ten
         return grid, values
     units = (codes if grid.full_zero is None else codes - grid.full_zero).T.contiguous()
     errors = (weight - values).T.contiguous()
+    found = scales.refit(grid, units, moment, errors)
+    scale = _refitted(weight, moment, grid, units, errors) if found is None else found
+    fitted = Grid(format, rule.rescale(format, grid.parts, scale), grid.shape)
+    return fitted, units.T * fitted.full_scale
+
+
+def _refitted(weight: Tensor, moment: Tensor, grid: Grid, units: Tensor, errors: Tensor) -> Tensor:
+    """The scales [R, G] of `refit`. units, errors [in, out]: codes less zeros, and W - Q, which is changed."""
+    format, rule = grid.format, shelf.get(grid.format.rule)
     rows, columns = format.group[0] or weight.shape[0], format.group[1] or weight.shape[1]
     scale = grid.scale.clone()
     for g in range(scale.shape[1]):
@@ -99,8 +109,7 @@ def refit(weight: Tensor, moment: Tensor, grid: Grid, codes: Tensor, values: Ten
         move = torch.where(move * (move * curve - 2 * gain) < 0, move, 0.0)
         scale[:, g] += move
         errors[a:b] -= u * move.repeat_interleave(rows)[: weight.shape[0]]
-    fitted = Grid(format, rule.rescale(format, grid.parts, scale), grid.shape)
-    return fitted, units.T * fitted.full_scale
+    return scale
 
 
 def _by_rows(per_row: Tensor, rows: int) -> Tensor:

@@ -61,11 +61,11 @@ def _by_step(x: Tensor, lower: Tensor, columns: Tensor, codec: Codec) -> tuple[T
 def _by_panel(x: Tensor, lower: Tensor, columns: Tensor, kernel: panels.Kernel) -> tuple[Tensor, Tensor]:
     """As `_by_step`, a panel of columns in one launch."""
     errors, values = torch.empty_like(x), torch.empty_like(x)
-    codes = torch.empty_like(x)
+    codes, groups = torch.empty_like(x), kernel.groups(columns)
     for b in range(x.shape[0], 0, -PANEL):
         a = max(b - PANEL, 0)
         moved = torch.addmm(x[a:b], lower[b:, a:b].T, errors[b:])
-        found, values[a:b] = kernel.round(x[a:b], moved, lower[a:b, a:b], columns[a:b])
+        found, values[a:b] = kernel.round(x[a:b], moved, lower[a:b, a:b], groups[a:b])
         codes[columns[a:b]] = found
         torch.sub(x[a:b], values[a:b], out=errors[a:b])
     return kernel.codes(codes.T.contiguous()), values

@@ -21,10 +21,14 @@ class Kernel:
     def __init__(self, scalars: Scalars) -> None:
         self._scalars = scalars
 
-    def round(self, base: Tensor, moved: Tensor, pull: Tensor, columns: Tensor, up: bool = False) -> tuple[Tensor, Tensor]:
-        """See lowbit.kernels.triton.panel. columns [columns of the panel]: their places in the matrix."""
+    def groups(self, columns: Tensor) -> Tensor:
+        """The group of each column, given by its place in the matrix; int32."""
+        each = self._scalars.columns
+        return (columns // each if each else torch.zeros_like(columns)).int()
+
+    def round(self, base: Tensor, moved: Tensor, pull: Tensor, group: Tensor, up: bool = False) -> tuple[Tensor, Tensor]:
+        """See lowbit.kernels.triton.panel. group: as `groups` gives it, for the columns of the panel."""
         told = self._scalars
-        group = (columns // told.columns if told.columns else torch.zeros_like(columns)).int()
         return triton.panel(base, moved, pull, group, told.scale, told.zero, told.low, told.high, told.levels, up)
 
     def codes(self, found: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
-"""_scales - the integer scale and zero of each group that lose least, every candidate tried in registers.
+"""_scales - the integer scale and zero of each group that lose least, every candidate tried in registers; and their refit.
 
 In / Out  x [groups, N] float32, importance [groups of a row, N] -> scale (and zero) [groups] float32, as they can be stored.
 Idea      What lowbit.formats._search does with a pass over memory for each candidate: codes at the candidate, its own best
           scale by the parabola of the loss, rounded to what is stored; the best of all, refitted. A program holds its groups.
+          refit: codes stay; one product and one launch a group do what lowbit.solvers.descent does in thirty.
 Source    lowbit/formats/_search.py, symmetric.py and asymmetric.py are the law.
 Traps     Of two extremes of the same size the sign of the plain scale is open; both signs are tried. Sums have another order,
           so of two candidates that lose the same the other one may win.
@@ -14,7 +15,9 @@ import triton.language as tl
 from torch import Tensor
 
 ELEMENTS = 2048
-"""Weights that a program holds."""
+"""Weights that a program of the search holds."""
+ROWS = 32
+"""Rows that a program refits."""
 
 
 @triton.jit
@@ -83,6 +86,25 @@ def searched(
         tl.store(zero + i, chosen, mask=i < COUNT)
 
 
+@triton.jit
+def refitted(
+    units, pulled, errors, curve, scale, OUT, N: tl.constexpr, BR: tl.constexpr, TYPE: tl.constexpr, LEAST: tl.constexpr,
+    MOST: tl.constexpr,
+):  # fmt: skip
+    """Grid (programs of BR rows,). The scale of one group of N columns of every row, and what the errors then are."""
+    r, n = tl.program_id(0) * BR + tl.arange(0, BR), tl.arange(0, N)
+    inside = r < OUT
+    at = n[:, None] * OUT + r[None, :]
+    keep = tl.broadcast_to(inside[None, :], (N, BR))
+    u = tl.load(units + at, mask=keep, other=0.0)
+    gain = tl.sum(u * tl.load(pulled + at, mask=keep, other=0.0), 0)
+    bend, old = tl.load(curve + r, mask=inside, other=0.0), tl.load(scale + r, mask=inside, other=1.0)
+    move = _stored(tl.where(bend > 0, old + gain / bend, old), TYPE, LEAST, MOST) - old
+    move = tl.where(move * (move * bend - 2 * gain) < 0, move, 0.0)
+    tl.store(scale + r, old + move, mask=inside)
+    tl.store(errors + at, tl.load(errors + at, mask=keep, other=0.0) - u * move[None, :], mask=keep)
+
+
 TYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
 
 
@@ -101,3 +123,21 @@ def search(
         LEAST=stored[1], MOST=stored[2],
     )  # fmt: skip
     return scale, zero
+
+
+def refit(units: Tensor, moment: Tensor, errors: Tensor, scale: Tensor, stored: tuple[torch.dtype, float, float]) -> None:
+    """The best scale [G, out] of each group, one after the other, in place, and the errors [in, out] that it leaves.
+
+    units [in, out]: codes less zeros. moment [in, in].
+    """
+    (inputs, out), groups = units.shape, len(scale)
+    n = inputs // groups
+    blocks = moment.view(groups, n, groups, n).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+    grouped = units.view(groups, n, out)
+    curve = (grouped * torch.bmm(blocks, grouped)).sum(1)
+    for g in range(groups):
+        part = slice(g * n, g * n + n)
+        refitted[(-(-out // ROWS),)](
+            units[part], moment[part] @ errors, errors[part], curve[g], scale[g], out, N=n, BR=ROWS, TYPE=TYPES[stored[0]],
+            LEAST=stored[1], MOST=stored[2],
+        )  # fmt: skip
