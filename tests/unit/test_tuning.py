@@ -13,7 +13,7 @@ import lowbit
 from lowbit import formats, methods
 from lowbit.core.errors import RecipeError
 from lowbit.formats import Quantized
-from lowbit.methods import efficientqat, omniquant
+from lowbit.methods import _training, efficientqat, omniquant
 from lowbit.pipeline.progress import Silent
 from lowbit.recipe import Recipe
 from lowbit.recipe.plan import Plan
@@ -21,6 +21,7 @@ from lowbit.solvers import integers, trained, tuning
 from lowbit.solvers.continuous import Continuous
 from lowbit.solvers.trained import Trained, through
 from lowbit.solvers.tuning import Settings
+from lowbit.testing import methods as suite
 
 SMALL: dict[str, Any] = {"samples": 4, "length": 64}
 FORMATS = [
@@ -269,3 +270,14 @@ def test_every_tuner_names_itself_as_one() -> None:
     names = {name for name in methods.shelf.names() if methods.verb(methods.get(name)) == "tune"}
     assert {"autoround", "efficientqat", "omniquant", "block_tuning", "norm_tuning"} <= names
     assert all(isinstance(methods.get(name)(), methods.Tuner) for name in names)
+
+
+def test_targets_part_of_the_way() -> None:
+    """0: what the original block makes of the inputs that it gets; 1: the targets; between: the line between them."""
+    block, inputs, targets = suite.solved_block(formats.parse("int3-g64"))
+    with torch.no_grad():
+        own = _training.partway(block, inputs, [t + 1 for t in targets], 0.0)
+        assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(own, targets, strict=True))
+        half = _training.partway(block, inputs, [t + 1 for t in targets], 0.5)
+        assert all(torch.allclose(a, b + 0.5, atol=1e-5) for a, b in zip(half, targets, strict=True))
+    assert _training.partway(block, inputs, targets, 1.0) is targets

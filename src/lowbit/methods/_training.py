@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from lowbit.formats import Quantized
@@ -43,6 +44,19 @@ def train(
     for name, piece in floats.items():
         parameter = block.module.get_parameter(name)
         parameter.data = piece.value().detach().to(parameter.dtype)
+
+
+def partway(block: Block, inputs: Sequence[Tensor], targets: Sequence[Tensor], alpha: float) -> Sequence[Tensor]:
+    """Targets that make up for a share `alpha` of the error of the inputs: from what the block with its original weights makes
+    of `inputs` (0) to `targets` (1)."""
+    if alpha == 1:
+        return targets
+    weights = {f"{name}.weight": weight for name, weight in block.originals.items()}
+    found = []
+    for x, target in zip(inputs, targets, strict=True):
+        out = torch.func.functional_call(block.module, weights, (x,), dict(block.kwargs))
+        found.append(torch.lerp(out[0] if isinstance(out, tuple) else out, target, alpha))
+    return found
 
 
 def floats(model: Model, rate: float) -> dict[str, Piece]:

@@ -147,7 +147,7 @@ class _Layer(nn.Module):
         return out
 
 
-def _solved_block(format: Format, seed: int = 0) -> tuple[Block, list[Tensor], list[Tensor]]:
+def solved_block(format: Format, seed: int = 0) -> tuple[Block, list[Tensor], list[Tensor]]:
     """A block with rounded matrices, 12 windows that enter it in two batches, and what should leave."""
     torch.manual_seed(seed)
     module = _Layer().requires_grad_(False)
@@ -173,7 +173,7 @@ def _set(name: str, changes: Mapping[str, float]) -> Method:
 def _tuned(name: str, format: Format, **changes: float) -> tuple[Block, float, float]:
     """A tuned block, and its mean squared error with what it was and what is stored now."""
     method = _set(name, changes)
-    block, inputs, targets = _solved_block(format)
+    block, inputs, targets = solved_block(format)
     start = copy.deepcopy(block.module)
     with torch.no_grad():  # as the pipeline calls it
         method.tune(block, inputs, targets)  # type: ignore[attr-defined]
