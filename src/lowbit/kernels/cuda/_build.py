@@ -131,9 +131,16 @@ def _attributes(overlap: bool):  # type: ignore[no-untyped-def]
     return found
 
 
-@functools.cache
 def counters(device: torch.device, number: int) -> Tensor:
-    """Zeros where blocks count who came; every launch leaves zeros. Launches on two streams at once must not share them."""
+    """Zeros where blocks count who came; every launch leaves zeros. Launches on two streams at once must not share them.
+
+    Made in one piece by a first call, so that no capture of a graph makes them anew: to be zero when it is replayed alone.
+    """
+    return _zeros(device, max(1 << 16, 1 << number.bit_length()))[:number]
+
+
+@functools.cache
+def _zeros(device: torch.device, number: int) -> Tensor:
     return torch.zeros(number, dtype=torch.int32, device=device)
 
 
