@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from lowbit import formats
+from lowbit import formats, sides
 from lowbit.kernels import activation as acting
-from lowbit.kernels import packing
+from lowbit.kernels import dispatch, packing
 from lowbit.kernels.cuda import _activations, _product, byte_act
 from lowbit.kernels.cuda._build import Pointer
 from lowbit.kernels.cuda._product import Tiles
@@ -122,4 +122,22 @@ def test_linear_cu_with_bytes(
     codes, scale = acting.quantize(x, activation)
     values = codes.double() if element == "int8" else codes.view(torch.float8_e4m3fn).double()
     exact = values * scale.double() @ q.decode().double().T
+    assert float((found.double() - exact).norm() / exact.norm()) < 3e-3
+
+
+@pytest.mark.usefixtures("emulated")
+def test_a_turned_basis_is_part_of_the_launch_that_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    monkeypatch.setattr(_product, "tiles", lambda *a: Tiles(1, 1, 2, 1, 2))
+    format, activation = formats.parse("int8-row-turn"), acting.Activation(formats.parse("int8-token"))
+    q = format.fit(torch.randn(32, 256), search=False).quantize(torch.randn(32, 256))
+    packed, parts = packing.split(format, packing.pack(q), q.shape)
+    prepared = dispatch.prepare("cuda.byte_act", format, packed, parts, q.shape)
+    x = torch.randn(3, 256).bfloat16()
+    assert not byte_act.turned(sides.get("turn"), x, activation)
+    monkeypatch.setattr(sides.get("turn").__class__, "before", lambda *a: pytest.fail("turned beside the launch"))
+    with torch.no_grad():
+        found = dispatch.linear(x, prepared, "cuda.byte_act", format, q.shape, activation)
+    codes, scale = acting.quantize(_hadamard.apply(x.double(), 256).float(), activation)
+    exact = codes.double() * scale.double() @ q.grid.inner(q.codes).double().T
     assert float((found.double() - exact).norm() / exact.norm()) < 3e-3

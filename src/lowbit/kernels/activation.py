@@ -13,6 +13,8 @@ Kernels   A file of a back-end that multiplies codes with codes has, beside RANK
               rounded(x, prepared, format, shape, activation) -> y   x [tokens, in], any float dtype, any count but 0, in the
                                                                      basis of the grid -> y [tokens, out] in that dtype, by the
                                                                      law of `quantize`; prepared["input_scale"]: what is stored
+              turned(side, x, activation) -> str        (optional) "" where `rounded` takes side `turn` as one argument more and
+                                                        turns x itself before it rounds, or why not
           and a `supports` that refuses, unless it runs plain inputs too. Dispatch asks all files by RANK (`dispatch.rounding`):
           a new kernel is one new file. `beyond` reaches no kernel: dispatch parts the columns. Without a taker the plain
           kernel runs on `fake(x)`, which is the same up to float rounding; `lowbit inspect` says which of both.

@@ -190,6 +190,10 @@ def _inside(
     """y of the matrix inside the outermost of the sides `around`, and so on inwards to the grid."""
     if around:
         side = sides.get(around[-1])
+        turns = getattr(get(kernel), "turned", None) if len(around) == 1 and activation is not None else None
+        if turns is not None and activation is not None and not turns(side, x, activation):
+            fused: Tensor = get(kernel).rounded(x, prepared, format.core, shape, activation, side)
+            return fused
         y = _inside(around[:-1], side.before(x, prepared), prepared, kernel, format, shape, activation)
         return side.after(y, x, prepared)
     if activation is not None:

@@ -29,34 +29,35 @@ class Turn:
     parts: tuple[str, ...] = ()
     ahead: bool = True
 
-    def _block(self, n: int) -> int:
+    def block(self, n: int) -> int:
+        """The order of the matrix on each `block` of n inputs."""
         return self.size or _hadamard.block(n)
 
     def bits(self, shape: tuple[int, int]) -> int:
         return 0
 
     def fits(self, shape: tuple[int, int]) -> str:
-        if not _hadamard.factors(self._block(shape[1])):
+        if not _hadamard.factors(self.block(shape[1])):
             return f"no Hadamard matrix of order {self.size} can be computed"
-        return f"blocks of {self.size} do not divide {shape[1]}" if shape[1] % self._block(shape[1]) else ""
+        return f"blocks of {self.size} do not divide {shape[1]}" if shape[1] % self.block(shape[1]) else ""
 
     def fit(self, weight: Tensor) -> Parts:
         return {}
 
     def into(self, weight: Tensor, parts: Parts) -> Tensor:
-        return _hadamard.apply(weight.float(), self._block(weight.shape[1]))
+        return _hadamard.apply(weight.float(), self.block(weight.shape[1]))
 
     def decode(self, values: Tensor, parts: Parts) -> Tensor:
-        return _hadamard.apply(values, self._block(values.shape[1]), back=True)
+        return _hadamard.apply(values, self.block(values.shape[1]), back=True)
 
     def moment(self, moment: Tensor, parts: Parts) -> Tensor:
         return self.before(self.before(moment, parts).T.contiguous(), parts)
 
     def before(self, x: Tensor, parts: Parts) -> Tensor:
-        return _hadamard.apply(x, self._block(x.shape[-1]))
+        return _hadamard.apply(x, self.block(x.shape[-1]))
 
     def within(self, x: Tensor, parts: Parts, inner: Callable[[Tensor], Tensor]) -> Tensor:
-        return _hadamard.apply(inner(self.before(x, parts)), self._block(x.shape[-1]), back=True)
+        return _hadamard.apply(inner(self.before(x, parts)), self.block(x.shape[-1]), back=True)
 
     def after(self, y: Tensor, x: Tensor, parts: Parts) -> Tensor:
         return y

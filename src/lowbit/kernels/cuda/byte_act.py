@@ -18,6 +18,8 @@ from lowbit.kernels.activation import Activation
 from lowbit.kernels.cuda import _activations, _build, _product
 from lowbit.kernels.cuda._activations import E4M3, INT8
 from lowbit.kernels.cuda._product import Kind
+from lowbit.sides import Side
+from lowbit.sides.turn import Turn
 
 RANK = 10
 ELEMENTS = {"int8": INT8, "e4m3": E4M3}
@@ -68,13 +70,27 @@ def _scale(prepared: dict[str, Tensor]) -> Tensor:
     return prepared["meta"].view(torch.bfloat16).transpose(1, 2).reshape(-1)
 
 
-def rounded(x: Tensor, prepared: dict[str, Tensor], format: Format, shape: tuple[int, int], activation: Activation) -> Tensor:
-    """x [tokens, in] -> y [tokens, out] in x's type."""
+def turned(side: Side, x: Tensor, activation: Activation) -> str:
+    """Why a side is not done by the launch that rounds, or ""."""
+    if not isinstance(side, Turn) or activation.beyond:
+        return "only side turn, and no columns in floats"
+    return _activations.refusal(x, side.block(x.shape[-1]))
+
+
+def rounded(
+    x: Tensor,
+    prepared: dict[str, Tensor],
+    format: Format,
+    shape: tuple[int, int],
+    activation: Activation,
+    side: Turn | None = None,
+) -> Tensor:
+    """x [tokens, in] -> y [tokens, out] in x's type. side: turns x first."""
     kind, dtype = ELEMENTS[format.element], x.dtype
     if dtype not in {torch.bfloat16, torch.float16}:
         x = x.to(torch.bfloat16)
     few = x.shape[0] <= _product.DECODE_TOKENS
-    codes, scale = _activations.quantize(x, kind, activation.clip, ordered=few)
+    codes, scale = _activations.quantize(x, kind, activation.clip, ordered=few, size=side.block(shape[1]) if side else 0)
     return (_few if few else _many)(codes, scale, prepared, kind, shape, x.dtype).to(dtype)
 
 
