@@ -8,7 +8,7 @@ from lowbit.testing import kernels as suite
 
 
 @pytest.mark.parametrize("name", dispatch.names())
-@pytest.mark.parametrize("check", ["contract", "product", "restore", "op"])
+@pytest.mark.parametrize("check", ["contract", "product", "rounded", "restore", "op"])
 def test_kernel(name: str, check: str) -> None:
     try:
         dispatch.get(name)

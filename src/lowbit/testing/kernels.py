@@ -3,10 +3,12 @@
 check_contract  it tells its rank, and says in words why it refuses what it refuses
 check_product   it equals the decoded matrix in float64, for 0 to 128 tokens, ragged sizes, x with strides; x is untouched,
                 y written whole
+check_rounded   with inputs that it rounds itself it equals the decoded matrix on inputs that are rounded by the law
 check_restore   what it prepared gives back the very bytes
 check_op        it runs as `lowbit::linear`: schema, fake kernel, gradient of x, torch.compile
 """
 
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,6 +17,7 @@ from torch import Tensor
 
 from lowbit import formats
 from lowbit.formats import Format, Quantized
+from lowbit.kernels import activation as acting
 from lowbit.kernels import dispatch, packing
 
 FORMATS = (
@@ -22,6 +25,7 @@ FORMATS = (
     "int6-row", "int5-g32-asym", "int4-g64-floatzero", "int4-g64-fp16", "nf4-g64", "fp8-row", "fp8-tensor", "fp8-b128x128",
     "nvfp4", "mxfp4", "mxfp6", "mxfp8", "ternary-g64", "binary-g64",
 )  # fmt: skip
+ROUNDED = ("int8-token", "int8-tensor-static", "int4-token-clip0.9", "fp8-token")
 SHAPES = ((16, 128), (48, 256), (144, 384), (100, 128), (256, 1152))
 TOKENS = (0, 1, 2, 3, 5, 15, 16, 17, 128)
 ERRORS = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 5e-3}
@@ -89,6 +93,22 @@ def check_product(name: str, device: str = "cpu") -> None:
             if tokens:
                 error = _relative(y, x.double() @ dense.t())
                 assert error < ERRORS[dtype], f"{name}: {format} {shape} {dtype} {tokens} tokens: relative error {error:.2e}"
+
+
+def check_rounded(name: str, device: str = "cpu") -> None:
+    """Nothing where the kernel rounds no inputs, or this machine cannot run it."""
+    kernel, place = dispatch.get(name), torch.device(device)
+    for text, format, shape in itertools.product(ROUNDED, map(formats.parse, FORMATS), SHAPES[1:3]):
+        activation = acting.parse(text)
+        if not hasattr(kernel, "takes") or kernel.takes(activation, format, shape, place):
+            continue
+        quantized, stored = matrix(format, shape, place), torch.tensor([0.03], device=device) if activation.stored else None
+        weights = prepared(name, quantized) | ({} if stored is None else {acting.STORED: stored})
+        for tokens, dtype in itertools.product((1, 17, 130), ERRORS):
+            x = torch.randn(tokens, shape[1], device=device).to(dtype)
+            y = dispatch.linear(x, weights, name, format, shape, activation)
+            error = _relative(y, acting.fake(x.double().float(), activation, stored).double() @ quantized.decode().double().t())
+            assert y.dtype == dtype and error < ERRORS[dtype] * 2, f"{name}: {format} {text} {dtype} {tokens}: {error:.2e}"
 
 
 def check_restore(name: str, device: str = "cpu") -> None:
