@@ -145,7 +145,7 @@ def test_the_head_is_solved_on_the_inputs_that_it_gets(models: dict[str, Path], 
 def test_the_closing_check_measures_both_ends_as_they_are_stored(models: dict[str, Path], tmp_path: Path) -> None:
     sentence = "rtn(int8-row) + rtn(int2-g32)@head + rtn(int2-g32)@embed"
     result = lowbit.quantize(str(models["tied"]), sentence, str(tmp_path / "out"), length=48)
-    told = lowbit.evaluate(str(tmp_path / "out"), str(models["tied"]), text=["bundled"], windows=4, length=48)
+    told = lowbit.evaluate(str(tmp_path / "out"), str(models["tied"]), text=["bundled"], windows=4)
     assert result.check["kl"] > 0.1
     assert result.check["kl"] == pytest.approx(told["texts"]["bundled"]["kl"], rel=1e-3)
 

@@ -37,7 +37,7 @@ class Act(Method):
     format: str = "int8-token"
     clip: float = 1.0
     static: bool = False
-    observer: Literal["minmax", "average", "percentile", "mse"] = "minmax"
+    observer: Literal["minmax", "mse", "average", "percentile"] = "minmax"
     beyond: float = 0.0
 
     def __post_init__(self) -> None:
