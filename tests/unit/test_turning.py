@@ -36,7 +36,7 @@ def off(found: Tensor, wanted: Tensor) -> float:
 STEPS = (
     "quarot", "quarot(online=none)", "quarot(online=all)", "spinquant(steps=2)", "ostquant(steps=2)",
     "flatquant(steps=4, batch=2)", "duquant(steps=8)", "outlier_suppression", "os_plus(grid=4)",
-    "os_plus(grid=4, shift=false)", "quarot + smoothquant(edges=all)",
+    "os_plus(grid=4, shift=false)", "quarot + smoothquant(edges=all)", "quarot + qoq",
 )  # fmt: skip
 
 

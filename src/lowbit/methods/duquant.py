@@ -70,8 +70,8 @@ class DuQuant(Method):
         size = x.shape[1]
         spread = _hadamard.apply(torch.eye(size, dtype=torch.float64), size)
         base = torch.block_diag(torch.ones(1, 1, dtype=torch.float64), turning.orthogonal(size - 1, generator)) @ spread
-        base = base.to(x.device, torch.float32)
-        found = best = torch.eye(size, device=x.device)
+        base = base.to(x)
+        found = best = torch.eye(size).to(x)
         least = float(x.amax() - x.amin())
         for _ in range(self.steps):
             farthest = int(x.abs().amax(0).argmax())
