@@ -137,7 +137,7 @@ def _fill(model: Any, stored: checkpoints.Stored, device: torch.device) -> None:
     for name, place in _places(model).items():
         if name in floats:
             dtype = torch.float32 if any(part in name.split(".") for part in wide) else place.dtype
-            _set(model, name, stored.tensor(name), dtype, device)
+            _set(model, name, stored.tensor(name, device), dtype, device)
     for name, source in tied.items():
         owner, _, leaf = name.rpartition(".")
         model.get_submodule(owner)._parameters[leaf] = model.get_parameter(source)
@@ -150,7 +150,7 @@ def _fill(model: Any, stored: checkpoints.Stored, device: torch.device) -> None:
 def _replace(model: nn.Module, stored: checkpoints.Stored, device: torch.device, bits: int | None) -> None:
     """Put a packed, prepared module in the place of every quantized one."""
     for name in stored.formats:
-        quantized = stored.quantized(name, bits=bits)
+        quantized = stored.quantized(name, device, bits=bits)
         tensors = {part: tensor.to(device) for part, tensor in packing.pack(quantized).items()}
         replacing.replace(model, name, quantized.format, tensors, quantized.shape)
     replacing.declare(model, stored.activations)

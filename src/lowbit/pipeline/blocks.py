@@ -131,6 +131,7 @@ def _stream(job: Job, stages: list[list[str]], done: Done) -> None:
             if number and not tuners:
                 _forget(job.module, stages[number - 1])
             _solve(job, names, stats, done)
+            del stats  # and the factors made of them, before the next stage is summed
         done.outputs = [] if tuners else runs.outputs()
         if shadow is not None:
             done.references = done.references or shadow.outputs()
