@@ -197,8 +197,10 @@ def inspect(model: str, *, device: str | None = None) -> dict[str, Any]:
 
 
 def listing(kind: str) -> list[dict[str, Any]]:
-    """The entries of a shelf by name with one line each. kind: methods, formats, presets, architectures or kernels."""
-    from lowbit import architectures, formats, methods
+    """The entries of a shelf by name with one line each. kind: methods, formats, policies (of the KV cache), presets,
+    architectures or kernels.
+    """
+    from lowbit import architectures, formats, kvcache, methods
     from lowbit.core.errors import RequestError, nearest
     from lowbit.kernels import dispatch
     from lowbit.recipe import presets
@@ -211,6 +213,9 @@ def listing(kind: str) -> list[dict[str, Any]]:
         "architectures": lambda: shelf(architectures.shelf),
         "formats": lambda: [
             {"name": name, "bits": round(formats.parse(name).bits_per_weight((4096, 4096)), 3)} for name in formats.examples()
+        ],
+        "policies": lambda: [
+            {"name": name, "bits": round(kvcache.parse(name).bits_per_number(128), 3)} for name in kvcache.examples()
         ],
         "presets": lambda: [
             {"name": name, "sentence": p["sentence"], "about": p["note"]} for name, p in presets.load().items()

@@ -2,6 +2,7 @@
 
 import copy
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -71,6 +72,15 @@ def test_bits_by_hand():
     bits = {"int4": 4 + 32 / 128, "kivi2": 3, "fp8": 8 + 16 / 128, "int4-centred": 4.25 + 0.125, "int4-out2": 4.25 + 48 / 128}
     for name, expected in bits.items():
         assert kvcache.parse(name).bits_per_number(128) == pytest.approx(expected), name
+
+
+def test_policies_on_the_page_have_the_bits_it_says():
+    page = (Path(__file__).parents[2] / "docs" / "guide" / "cache.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`[^|]+`) \|.*\| ([\d., ]+) \|$", page, re.MULTILINE)
+    assert len(rows) == 8
+    for names, bits in rows:
+        for name, told in zip(re.findall(r"`([^`]+)`", names), bits.split(", "), strict=True):
+            assert kvcache.parse(name).bits_per_number(128) == float(told), name
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""list - List methods, formats, presets, architectures or kernels."""
+"""list - List methods, formats, policies, presets, architectures or kernels."""
 
 from typing import Annotated
 
@@ -10,11 +10,14 @@ from lowbit.cli._output import Output, verbs
 
 def command(
     kind: Annotated[
-        str, typer.Argument(help="methods, formats, presets, architectures or kernels.", metavar="KIND", show_default=False)
+        str,
+        typer.Argument(
+            help="methods, formats, policies (KV cache), presets, architectures or kernels.", metavar="KIND", show_default=False
+        ),
     ],
     json: options.Json = False,
 ) -> None:
-    """List methods, formats, presets, architectures or kernels, each with one line.
+    """List methods, formats, policies, presets, architectures or kernels, each with one line.
 
     \b
     lowbit list methods
