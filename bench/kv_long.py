@@ -2,6 +2,7 @@
 
     python bench/kv_long.py memory [POLICY ...] [--tokens=32768] [--layers=16] [--heads=8] [--width=64]
     python bench/kv_long.py writing [POLICY ...] [--tokens=1000]
+    python bench/kv_long.py speed [POLICY ...] [--tokens=4096]
 
 memory: a process of its own for each policy, and one for bfloat16 in transformers' own cache. All layers take random keys and
 values, 512 tokens at a time, then attend from four tokens, one after the other, with 4 query heads for each of keys. The peak
@@ -9,12 +10,15 @@ is that of the process above what it had with everything imported; freed tensors
 to bfloat16.
 writing: four prompts of the held-out text in one batch on lowbit-tiny in float32. distinct: share of different sequences of 4
 tokens among all of a text; stuck: the longest run at the end of a text that only repeats what stands one period before it.
+speed: attention of one token, 32 query heads over 8 of keys, tile by tile, and after decoding all that is packed; processor
+time, medians of turns that alternate.
 """
 
 import ctypes
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +29,19 @@ from transformers import DynamicCache, LlamaConfig
 
 from lowbit import kvcache
 from lowbit.core.device import M_MMAP_THRESHOLD, peak_memory
+from lowbit.kernels.attention import attend
 from lowbit.kvcache._attention import attention
+from lowbit.kvcache._store import Store
 from lowbit.layers.loading import load
 from lowbit.pipeline import text
 from lowbit.pipeline.source import tokenizer_of
 
 MODEL = Path(__file__).parent.parent / "models" / "lowbit-tiny"
-POLICIES = {"memory": ("bfloat16", "int4", "int4-centred-rot", "int8"), "writing": ("floats", "int4", "int4-centred-rot")}
+POLICIES = {
+    "memory": ("bfloat16", "int4", "int4-centred-rot", "int8"),
+    "writing": ("floats", "int4", "int4-centred-rot"),
+    "speed": ("int8", "int4", "int4-centred-rot", "kivi2"),
+}
 PIECE, QUERIES, NEW = 512, 4, 4
 PERIODS = 200
 SMALL = 1 << 17
@@ -121,6 +131,31 @@ def writing(policies: list[str], options: dict[str, str]) -> None:
         )  # fmt: skip
 
 
+def speed(policies: list[str], options: dict[str, str]) -> None:
+    tokens, heads, width, turns = int(options.get("tokens", 4096)), 8, 64, 9
+    q, x = torch.randn(1, QUERIES * heads, 1, width), torch.randn(1, heads, tokens, width)
+    for name in policies:
+        policy = kvcache.parse(name)
+        keys, values = (Store(half, policy.sinks, policy.recent, policy.page, x) for half in (policy.keys, policy.values))
+        keys.append(x)
+        values.append(x)
+
+        def tiled(keys: Store = keys, values: Store = values) -> Tensor:
+            return attend(q, keys.held(), values.held(), width**-0.5)
+
+        def whole(keys: Store = keys, values: Store = values) -> Tensor:
+            return torch.nn.functional.scaled_dot_product_attention(q, keys.read(), values.read(), enable_gqa=True)
+
+        took: dict[str, list[float]] = {"tiled": [], "whole": []}
+        for _ in range(turns):
+            for run in (tiled, whole):
+                start = time.process_time()
+                run()
+                took[run.__name__].append(time.process_time() - start)
+        ms = {way: round(1000 * sorted(seconds)[turns // 2], 2) for way, seconds in took.items()}
+        keep("kv_speed", policy=name, tokens=tokens, **ms, ratio=round(ms["tiled"] / ms["whole"], 2))
+
+
 def main() -> None:
     kind, *rest = sys.argv[1:]
     if kind == "fill":
@@ -128,7 +163,7 @@ def main() -> None:
         return
     options = dict(a.removeprefix("--").split("=", 1) for a in rest if a.startswith("--"))
     policies = [a for a in rest if not a.startswith("--")] or list(POLICIES[kind])
-    {"memory": memory, "writing": writing}[kind](policies, options)
+    {"memory": memory, "writing": writing, "speed": speed}[kind](policies, options)
 
 
 if __name__ == "__main__":

@@ -110,21 +110,22 @@ def test_files_restore_the_cache(tiny_llama: Path, tmp_path: Path, recipe: str, 
 
 
 @pytest.mark.parametrize("recipe", ["rtn(int8-row)", "rtn(nf4-g64)"])
-@pytest.mark.parametrize("grain", ["tensor", "head"])
+@pytest.mark.parametrize("grain", ["fp8-tensor", "fp8-head", "int8-head"])
 def test_constant_scales(tiny_llama: Path, tmp_path: Path, recipe: str, grain: str) -> None:
     """Found in calibration, stored as engines read them, used by every way to load."""
     out = tmp_path / "out"
-    result = lowbit.quantize(str(tiny_llama), f"{recipe} + kv(fp8-{grain})", str(out), **LENGTH)
+    result = lowbit.quantize(str(tiny_llama), f"{recipe} + kv({grain})", str(out), **LENGTH)
     model = lowbit.load(out, dtype=torch.float32)
     scales = model.kv_scales
-    shape = (1,) if grain == "tensor" else (2, 1, 1)
+    shape = (1,) if grain == "fp8-tensor" else (2, 1, 1)
+    kind, largest = ("float", 448) if grain.startswith("fp8") else ("int", 127)
     assert all(scales[layer][part].shape == shape for layer in (0, 1) for part in ("k_scale", "v_scale"))
     told = json.loads((out / "config.json").read_text())["quantization_config"]
     if result.quant_method == "lowbit":
         assert "kv_cache_scheme" not in told
     else:
-        scheme = {"num_bits": 8, "type": "float", "symmetric": True, "dynamic": False, "group_size": None}
-        assert told["kv_cache_scheme"] == scheme | {"strategy": "tensor" if grain == "tensor" else "attn_head"}
+        scheme = {"num_bits": 8, "type": kind, "symmetric": True, "dynamic": False, "group_size": None}
+        assert told["kv_cache_scheme"] == scheme | {"strategy": "tensor" if grain == "fp8-tensor" else "attn_head"}
     own = DynamicCache(config=model.config)
     windows = texts.windows("bundled", texts.read("bundled"), tokenizer_of(tiny_llama), 256, 8).tokens
     handles = list(model._forward_pre_hooks)
@@ -134,16 +135,19 @@ def test_constant_scales(tiny_llama: Path, tmp_path: Path, recipe: str, grain: s
         own = DynamicCache(config=model.config)
         model(row, **{kvcache.word_of(model): own})
         for layer, held_by in enumerate(own.layers):
-            assert (held_by.keys.abs().amax((0, 2, 3)) <= 448 * 1.02 * scales[layer]["k_scale"].flatten()).all()
+            assert (held_by.keys.abs().amax((0, 2, 3)) <= largest * 1.02 * scales[layer]["k_scale"].flatten()).all()
     model = lowbit.load(out, dtype=torch.float32)
     theirs = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
     ids = torch.arange(200)[None] + 2
-    caches_of = [m(ids).past_key_values for m in (model, theirs)]
+    with torch.no_grad():
+        caches_of = [m(ids).past_key_values for m in (model, theirs)]
     for layer in (0, 1):
         ours, others = (cache.layers[layer].stores[0] for cache in caches_of)
         off = (ours.read() - others.read()).norm() / ours.read().norm()  # a few codes flip where kernels sum otherwise
         assert ours.packed == 192 and float(off) < 0.01 and set(ours.pages) == {""}
         assert ours.pages[""].nbytes == 192 * 64  # a byte a number, nothing else
+    with pytest.raises(RequestError, match=r"int8-tensor: the model has no scales for its cache, .* with \+ kv\(int8-tensor\)"):
+        kvcache.build("int8-tensor", model.config)
     model.save_pretrained(tmp_path / "again")
     again = lowbit.load(tmp_path / "again").kv_scales
     assert all(torch.equal(again[layer][part], scales[layer][part]) for layer in scales for part in scales[layer])

@@ -77,7 +77,7 @@ def test_bits_by_hand():
 def test_policies_on_the_page_have_the_bits_it_says():
     page = (Path(__file__).parents[2] / "docs" / "guide" / "cache.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (`[^|]+`) \|.*\| ([\d., ]+) \|$", page, re.MULTILINE)
-    assert len(rows) == 8
+    assert len(rows) == 9
     for names, bits in rows:
         for name, told in zip(re.findall(r"`([^`]+)`", names), bits.split(", "), strict=True):
             assert kvcache.parse(name).bits_per_number(128) == float(told), name
@@ -92,6 +92,7 @@ def test_policies_on_the_page_have_the_bits_it_says():
         ("int9", "int9: 9 bits; this policy takes 2 to 8. Give one of them."),
         ("kivi2-g0", "kivi2-g0: a KV policy of this kind has no word 'g0'. "),
         ("int4-k9", "int4-k9: 9 bits; this policy takes 2 to 8. "),
+        ("int8-tensor-rot", "int8-tensor-rot: with a scale for a layer there is no rot. Use int8-tensor, or leave tensor out."),
         ("kivi", "kivi: no bits; this policy takes 2 to 8. Give one of them."),
     ],
 )

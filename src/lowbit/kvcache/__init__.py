@@ -87,7 +87,10 @@ def check(told: Told, config: Any) -> None:
     """See that a model's heads and layers can be held, before there is one. Raises RequestError, ShapeError."""
     text = config.get_text_config(decoder=True)
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    build(told, config)
+    import torch
+
+    some = {index: dict.fromkeys(("k_scale", "v_scale"), torch.ones(1)) for index in range(text.num_hidden_layers)}
+    build(told, config, some)
     for policy in {policy for policy in by_layer(told, text.num_hidden_layers) if policy}:
         for half in (policy.keys, policy.values):
             half.check(policy.text, width)

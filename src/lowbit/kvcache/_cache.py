@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from lowbit.core.errors import RequestError
-from lowbit.kernels.pages import NONE, Constants
+from lowbit.kernels.pages import NONE, Constants, Half
 from lowbit.kvcache import _rope
 from lowbit.kvcache._attention import lazy
 from lowbit.kvcache._policy import Policy
@@ -122,7 +122,7 @@ class PackedCache(Cache):  # type: ignore[misc]
 def _constants(policy: Policy, config: Any, index: int, scales: Mapping[str, Tensor]) -> tuple[Constants, Constants]:
     """What the keys and the values of layer `index` need beside their tokens. Raises RequestError."""
     keys, values = (
-        {"scale": scales.get(name, torch.ones(1))} if half.static else {}
+        {"scale": _scale(policy, half, scales.get(name))} if half.static else {}
         for name, half in (("k_scale", policy.keys), ("v_scale", policy.values))
     )
     if policy.keys.before:
@@ -130,3 +130,11 @@ def _constants(policy: Policy, config: Any, index: int, scales: Mapping[str, Ten
         kinds = getattr(text, "layer_types", None)
         keys["frequencies"] = _rope.frequencies(text, kinds[index] if kinds else "full_attention", policy.text)
     return keys, values
+
+
+def _scale(policy: Policy, half: Half, found: Tensor | None) -> Tensor:
+    """A layer's constant scale; floats do without. Raises RequestError."""
+    if found is None and half.grid is not None and half.grid.element.startswith("int"):
+        fact = "the model has no scales for its cache, which calibration finds"
+        raise RequestError(f"{policy}: {fact}. Quantize it by a recipe with + kv({policy}), or use int8.")
+    return torch.ones(1) if found is None else found

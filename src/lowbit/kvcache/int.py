@@ -9,10 +9,12 @@ Source    Tokenwise int4: QServe (2405.04532). rot: QuaRot (2404.00456), keys an
           pre: KVQuant (2401.18079), keys as they are before RoPE, where channels are steady.
 Defaults  A scale for the whole head; kN: keys of N bits (they need more than values); 4 sinks, 128 recent tokens.
 Figures   Bits at head_dim 64: int4 4.5, int4-g32 5, int4-centred 4.625 (0.25 for the means of keys), int8 8.5.
+          tensor, head: constant scales from calibration, around 0, and all tokens packed, as compressed-tensors says a cache.
 Traps     The mean of the tokens packed first, kept for all, is worse than none: squared error of int4 keys of lowbit-tiny 0.019
           of their variance, 0.028 less the mean of the first 32 tokens, 0.0025 less the mean of each 64.
 """
 
+from lowbit.core.errors import RequestError
 from lowbit.kernels.pages import Half
 from lowbit.kvcache import _policy
 from lowbit.kvcache._policy import Policy
@@ -27,13 +29,23 @@ EXAMPLES = (
     "int4-centred-rot",
     "int3-centred-out1",
     "int4-centred-rot-pre",
+    "int8-tensor",
+    "int8-head",
 )
 
 
 def policy(text: str, number: str, words: list[str]) -> Policy:
     """See lowbit.kvcache."""
-    told = _policy.read(text, words, "g", "k", "rot", "centred", "out", "pre")
+    told = _policy.read(text, words, "g", "k", "rot", "centred", "out", "pre", "tensor", "head")
     value_bits = _policy.bits(text, number, 2, 8)
+    static = _policy.static(told)
+    if static:
+        beside = ", ".join(word for word in told if word not in {"s", "r", static})
+        if beside:
+            fact = f"with a scale for {'a layer' if static == 'tensor' else 'a head'} there is no {beside}"
+            raise RequestError(f"{text}: {fact}. Use {text.partition('-')[0]}-{static}, or leave {static} out.")
+        half = Half(f"int{value_bits}-row", static=static)
+        return _policy.policy(text, half, half, told, sinks=0, recent=0)
     key_bits = _policy.bits(text, str(told.get("k", value_bits)), 2, 8)
     group = f"g{told['g']}" if told.get("g") else "row"
     rotated, outliers = "rot" in told, told.get("out", 0)

@@ -40,7 +40,7 @@ def plain(module: nn.Module, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
 
 def through(config: Any, index: int, policies: Sequence[Policy | None], scales: Scales) -> Run:
     """How block `index` runs when layers are held by `policies`. config: the model's. scales: constant ones, by layer."""
-    if policies[index] is None or not hasattr(kvcache.build(policies, config).layers[index], "stores"):
+    if policies[index] is None or not hasattr(kvcache.build(policies, config, scales).layers[index], "stores"):
         return plain
 
     def run(module: nn.Module, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
