@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -29,8 +30,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def together(model: Path, sentence: str, out: Path, port: int, count: int = 2) -> list[tuple[int, str]]:
+def together(model: Path, sentence: str, out: Path, count: int = 2) -> list[tuple[int, str]]:
     """Quantize in several processes, as torchrun starts them; exit codes and what they said."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "PYTHONPATH": str(SOURCE)}
     command = [sys.executable, "-c", RUN, str(model), sentence, str(out)]
     started = [
@@ -43,7 +47,7 @@ def together(model: Path, sentence: str, out: Path, port: int, count: int = 2) -
 
 def test_two_processes_are_as_one(model: Path, tmp_path: Path) -> None:
     sentence = 'awq@layers.0 + gptq(int4-g32) + gptq(trellis_short2)@"*.1.self_attn.k_proj"'
-    done = together(model, sentence, tmp_path / "two", 29731)
+    done = together(model, sentence, tmp_path / "two")
     assert [code for code, _ in done] == [0, 0], done[0][1][-2000:] + done[1][1][-2000:]
     alone = lowbit.quantize(str(model), sentence, str(tmp_path / "one"), samples=5, length=32, device="cpu")
     one, two = (checkpoints.Stored(Folder(tmp_path / name)) for name in ("one", "two"))
@@ -58,7 +62,7 @@ def test_two_processes_are_as_one(model: Path, tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_shared_is_refused_before_any_work(model: Path, tmp_path: Path) -> None:
-    done = together(model, "gptq(int4-g32) + block_tuning", tmp_path / "two", 29741)
+    done = together(model, "gptq(int4-g32) + block_tuning", tmp_path / "two")
     assert all(code for code, _ in done)
     assert "in 2 processes: tuners and finishers train on all windows. Run it in one" in done[0][1]
     assert not list(tmp_path.iterdir())
