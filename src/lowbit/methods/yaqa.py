@@ -6,9 +6,11 @@ Idea      KL(original || quantized) is near E (H_O x H_I) E for small errors E o
           (solvers/two_sided.py).
 Source    YAQA (2505.22988), sketch B, one step of power iteration from the identity; there with trellis codes in a turned
           basis: yaqa(trellis2). alpha 0 is the paper; otherwise errors of the inputs are made up for as in gptaq.
-Defaults  alpha 0.5, damp 0.01; blocks of 32 rows; 3 sweeps.
+Defaults  alpha 0.5, damp 0.01; blocks of 16 rows; 3 sweeps.
 Traps     Two passes with gradients. H_O [out, out] and H_I [in, in] for every matrix stay on the disk while the run lasts.
-          64 windows are few for a sketch; the paper takes thousands. Experts: see guidedquant; they are rounded as by gptq.
+          Slow: block of rows after block of rows (on an H200 shared by twelve, lowbit-tiny took more than 150 s).
+          Not yet measured on a whole model. 64 windows are few for a sketch; the paper takes thousands. Experts: see
+          guidedquant; they are rounded as by gptq.
 """
 
 from dataclasses import dataclass
@@ -32,7 +34,7 @@ class YAQA(Method):
     alpha: float = 0.5
     ridge: float = 0.01
     damp: float = 0.01
-    rows: int = 32
+    rows: int = 16
     sweeps: int = 3
 
     needs: ClassVar[tuple[str, ...]] = (

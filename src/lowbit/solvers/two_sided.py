@@ -6,8 +6,9 @@ Idea      With H_O = L D LT, blocks of rows, the loss is the sum over blocks of 
           one-sided way (feedback, descent, refits; solvers/grid.py) on another target. Inside a block rows count as unrelated.
           A turned basis of outputs turns H_O along.
 Source    YAQA (2505.22988), section 4: LDLQ in both indices; here the rows in blocks.
-Defaults  blocks of 32 rows: half of them cost twice the time.
-Figures   Random H_O and H_I, 3 bits: relative two-sided loss 0.67 of what one-sided feedback leaves (tests).
+Defaults  blocks of 16 rows, the height of the paper's tiles. The time is that of one side times out / rows.
+Figures   A synthetic H_O with one strong direction (tests), int3-g64: of what one-sided feedback leaves, blocks of 1, 8 and 32
+          rows leave 0.11, 0.20 and 0.42; e8p2 0.16, 0.19 and 0.46.
 """
 
 import math
@@ -30,7 +31,7 @@ def solve(
     *,
     target: Tensor | None = None,
     damp: float = 0.01,
-    rows: int = 32,
+    rows: int = 16,
     sweeps: int = 3,
 ) -> Quantized:
     """Round `weight` [out, in], or `target` in its stead. outputs: H_O. rows: of a block, as far as that divides the matrix.
