@@ -23,12 +23,20 @@ W8A8 = (
     "rtn(int8-row) + act(int8-tensor)",
     "smoothquant(alpha=0.85, edges=all) + rtn(int8-row) + act(int8-tensor)",
     "quarot + rtn(int8-row) + act(int8-tensor)",
+    "llm_int8",
 )
 W4A4 = (
     f"rtn(int4-row) + {A4}",
     f"smoothquant(alpha=0.85, edges=all) + gptq(int4-row) + {A4}",
     f"quarot + gptq(int4-row) + {A4}",
     f"quarot + gptaq(int4-row) + {A4}",
+    f"quarot + smoothquant(alpha=0.5, edges=all) + gptq(int4-row) + {A4}",
+    f"spinquant + gptq(int4-row) + {A4}",
+    f"ostquant + gptq(int4-row) + {A4}",
+    f"flatquant + gptq(int4-row) + {A4}",
+    f"smoothquant(alpha=0.6, edges=all) + duquant + gptq(int4-row) + {A4}",
+    f"quik(int4-row-keep32) + {A4}",
+    "atom(int4-g128-byte32) + act(int4-g128, clip=0.9)",
 )
 TABLES = {"w8a8": W8A8, "w4a4": W4A4, "plain": (*W8A8, *W4A4)}
 

@@ -8,9 +8,13 @@ Idea      An outlier in one channel becomes 1 / sqrt(n) of itself in each of n. 
 Source    QuaRot (2404.00456).
 Defaults  online some: inputs of what writes to the stream; none: folds alone, which any engine loads; all: every linear turns
           its own inputs and nothing is folded, for models whose stream cannot be turned (Gemma 2 and 3, OLMo 2). seed 0.
+Figures   lowbit-tiny, KL in milli-nats on books / docs / wikitext2 (64 calibration, 32 evaluation windows): gptaq(int4-row) +
+          act(int4-token, clip=0.8) after it 116 / 135 / 227, with clip 0.9 124 / 146 / 242 (the best rival 156 / 190 / 324;
+          nothing turned, rtn: 861 / 1166 / 1248); gptaq(int8-row) + act(int8-token) 0.55 / 0.65 / 1.18.
+          Weights alone, online=none + gptaq(int4-g128): 32.9 / 35.8 / 82.7 at 4.125 bits.
 Traps     Tied embeddings part: the head takes up the final norm, so the files grow by one table. The values' basis has random
-          signs: a plain Hadamard matrix and the one before o would undo each other.
-          Before rounding of weights alone it gains little.
+          signs: a plain Hadamard matrix and the one before o would undo each other. A turn spreads what an outlier costs, it
+          does not take it away: where linears give outliers (values, up), smoothquant(edges=all) may follow.
 """
 
 from dataclasses import dataclass

@@ -8,6 +8,9 @@ Idea      Random rotations differ by points of accuracy; the loss of the quantiz
 Source    SpinQuant (2405.16406), sections 3.2 and 4.
 Defaults  100 steps at rate 1.5, cosine, as in the paper, of 4 windows (paper 8); the loss is that of the next token. Weights
           are rounded in the loss only where the solver does not look at inputs (rtn), as the paper does before GPTQ.
+Figures   lowbit-tiny, gptaq(int4-row) + act(int4-token, clip=0.9), KL in milli-nats on books / docs / wikitext2: 124 / 145 /
+          241, what quarot's random rotations give (124 / 146 / 242). With planted outliers and gptq 414 / 704 / 779 against
+          442 / 772 / 839.
 Traps     The whole model and its gradients are in memory at once. It fits the calibration text: the best point on windows held
           out is kept.
 """
