@@ -4,7 +4,8 @@ In / Out  codes of layout "dense" or "trits", scales, zeros -> planes (see Layou
 Idea      x becomes whole numbers with one scale a token, 16 bits for bfloat16 and 24 for float32, and its bytes are multiplied
           one after the other (vpdpbusd): every product and sum of a group is exact. A lane is a row, so that nothing is summed
           across lanes. The group's zero and scale follow its sum. Up to 16 tokens unpack codes in registers, four at a time;
-          more share panels of unpacked bytes. Codes of x of 8 bits (layers with quantized inputs): `integer`, one byte of x.
+          more share panels of unpacked bytes. Inputs rounded to int8 are one byte
+          (integers_act.py).
 Layout    planes uint8 [tiles of 16 rows, chunks of 32 inputs, bits, 64]: byte 4 r + b of a plane is row r, inputs 4 i + b for
           several i: a code of 4 bits and more has its lowest four at bits 4 (i % 2) of plane i // 2; then, where the width has
           them, two bits at 2 (i % 4) of two planes, one bit at i of one. 7 bits are widened to 8: plane i whole.
@@ -72,31 +73,51 @@ def restore(prepared: dict[str, Tensor], format: Format, shape: tuple[int, int])
 
 
 def linear(x: Tensor, prepared: dict[str, Tensor], format: Format, shape: tuple[int, int]) -> Tensor:
-    x = x.contiguous()
-    y = torch.empty(x.shape[0], shape[0], dtype=x.dtype)
-    _call(x, None, y, _build.KINDS[x.dtype], prepared, format, shape)
-    return y
+    return _product(x, prepared, format, shape, 0.0)
+
+
+def to_byte(x: Tensor, clip: float, prepared: dict[str, Tensor], format: Format, shape: tuple[int, int]) -> Tensor:
+    """y of x rounded to int8-token with `clip`, float32 or bfloat16; the rounding is part of the call."""
+    return _product(x, prepared, format, shape, clip)
 
 
 def integer(codes: Tensor, scale: Tensor, prepared: dict[str, Tensor], format: Format, shape: tuple[int, int]) -> Tensor:
     """codes of x int8 [tokens, in], scale float32 [tokens, 1] -> y float32 [tokens, out]; sums are exact."""
     y = torch.empty(codes.shape[0], shape[0])
-    _call(codes.contiguous(), scale.contiguous(), y, _build.CODES, prepared, format, shape)
+    _call(codes.contiguous(), scale.contiguous(), y, _build.CODES, prepared, format, shape, 0.0)
+    return y
+
+
+def _product(x: Tensor, prepared: Parts, format: Format, shape: tuple[int, int], clip: float) -> Tensor:
+    x = x.contiguous()
+    y = torch.empty(x.shape[0], shape[0], dtype=x.dtype)
+    _call(x, None, y, _build.KINDS[x.dtype], prepared, format, shape, clip)
     return y
 
 
 def _call(
-    x: Tensor, x_scale: Tensor | None, y: Tensor, kind: int, prepared: Parts, format: Format, shape: tuple[int, int]
+    x: Tensor,
+    x_scale: Tensor | None,
+    y: Tensor,
+    kind: int,
+    prepared: Parts,
+    format: Format,
+    shape: tuple[int, int],
+    clip: float,
 ) -> None:
     scale, zero = prepared["scale"], prepared.get("zero")
-    middle = {"ternary": 1.0, "binary": 0.5}.get(format.element, format.dtype.codes / 2)
     float_zero = int(zero is not None and zero.dtype != torch.uint8)
-    run = _build.function("lowbit_integers", "pppiiiipipipidii")
+    run = _build.function("lowbit_integers", "pppiiiipipipididi")
     run(
         *map(_build.address, (x, x_scale, y)), kind, x.shape[0], *shape, _build.address(prepared["planes"]), width(format),
-        _build.address(scale), _build.KINDS[scale.dtype], _build.address(zero), float_zero, middle, format.group[1],
-        _build.threads(prepared["planes"].numel() * x.shape[0]),
+        _build.address(scale), _build.KINDS[scale.dtype], _build.address(zero), float_zero, _middle(format), format.group[1],
+        clip, _build.threads(prepared["planes"].numel() * x.shape[0]),
     )  # fmt: skip
+
+
+def _middle(format: Format) -> float:
+    """The code of the value 0."""
+    return {"ternary": 1.0, "binary": 0.5}.get(format.element, format.dtype.codes / 2)
 
 
 def _tiles(part: Tensor, format: Format, shape: tuple[int, int]) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 from lowbit.formats import Format
 from lowbit.kernels import activation as acting
 from lowbit.kernels.activation import Activation
-from lowbit.kernels.cpu import integers
+from lowbit.kernels.cpu import _build, integers
 
 RANK = 20
 FORM = "cpu.integers"
@@ -38,5 +38,8 @@ def takes(activation: Activation, format: Format, shape: tuple[int, int], device
 
 
 def rounded(x: Tensor, prepared: dict[str, Tensor], format: Format, shape: tuple[int, int], activation: Activation) -> Tensor:
+    plain = str(activation.format) in {"int8-token", "int8-row"} and activation.observer == "minmax"
+    if plain and x.dtype in _build.KINDS:
+        return integers.to_byte(x, activation.clip, prepared, format, shape)
     codes, scale = acting.quantize(x, activation, prepared.get(acting.STORED))
     return integers.integer(codes, scale.reshape(-1, 1).expand(len(x), 1), prepared, format, shape).to(x.dtype)

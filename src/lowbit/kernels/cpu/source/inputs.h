@@ -68,12 +68,31 @@ struct Inputs {
     add_up(token, cut, room);
   }
 
+  /// The bits of the largest magnitude, NaN above all.
+  static float peak_of(const float *x, int64_t n) {
+    int32_t bits = 0;
+    for (int64_t k = 0; k < n; k++) bits = std::max(bits, word(x + k) & 0x7FFFFFFF);
+    float peak;
+    std::memcpy(&peak, &bits, 4);
+    return peak;
+  }
+
+  /// Floats rounded to one byte, as lowbit.kernels.activation has int8-token, to the bit. room: of `inputs` bytes.
+  void round_to_byte(int64_t token, const float *x, float clip, int64_t n, const Cut &cut, int8_t *room) {
+    const float peak = peak_of(x, n) * clip, size = peak == 0 ? 1 : peak / 127.5f;
+    for (int64_t k = 0; k < n; k++) {
+      const float v = __builtin_nearbyintf(x[k] / size), low = v < -128 ? -128 : v;
+      room[k] = (int8_t)(int32_t)(low > 127 ? 127 : low);
+    }
+    std::memset(room + n, 0, inputs - n);
+    scale[token] = size;
+    put(token, 0, room);
+    add_up(token, cut, room);
+  }
+
   /// Floats, rounded here. Infinity and NaN reach every output through the scale. room: of 3 * `inputs` bytes.
   void round(int64_t token, const float *x, int64_t n, const Cut &cut, int8_t *room) {
-    int32_t peak_bits = 0;
-    for (int64_t k = 0; k < n; k++) peak_bits = std::max(peak_bits, word(x + k) & 0x7FFFFFFF);
-    float peak;
-    std::memcpy(&peak, &peak_bits, 4);
+    const float peak = peak_of(x, n);
     const bool small = peak < 1e-30f;
     const float range = (float)RANGES[parts - 1], inverse = small ? 0 : range / peak;
     scale[token] = small ? 0 : peak / range;

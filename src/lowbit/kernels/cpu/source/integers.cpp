@@ -217,6 +217,7 @@ struct Call {
   char *to;
   int64_t tokens, inputs;
   int kind;
+  float clip;
 
   int64_t width() const { return kind == INT8 ? 1 : kind == FLOAT32 ? 4 : 2; }
 
@@ -225,6 +226,7 @@ struct Call {
     int8_t *codes = (int8_t *)room + 4 * x.inputs;
     if (kind == INT8) return x.take(token, (const int8_t *)at, from_scale[token], inputs, cut, codes);
     widen(at, kind, (float *)room, inputs);
+    if (clip > 0) return x.round_to_byte(token, (const float *)room, clip, inputs, cut, codes);
     x.round(token, (const float *)room, inputs, cut, codes);
   }
 
@@ -286,9 +288,10 @@ struct Call {
 } // namespace
 
 /// x [tokens, inputs] of `kind` -> y [tokens, rows], in the kind of x, float32 for codes of x. group: 0 = a scale for a row.
+/// clip: share of the range when x is rounded to one byte; 0: it is not.
 EXPORT void lowbit_integers(const char *x, const float *x_scale, char *y, int64_t kind, int64_t tokens, int64_t rows, int64_t inputs,
                             const uint8_t *codes, int64_t bits, const void *scale, int64_t scale_kind, const void *zero,
-                            int64_t float_zero, double middle, int64_t group, int64_t threads) {
+                            int64_t float_zero, double middle, int64_t group, double clip, int64_t threads) {
   const int64_t padded = (inputs + CHUNK - 1) / CHUNK * CHUNK;
   const Matrix w{codes, scale, zero, float_zero != 0, (float)middle, rows, padded, group ? group : padded, (int)bits, (int)scale_kind};
   const Cut cut(padded, w.group);
@@ -296,8 +299,9 @@ EXPORT void lowbit_integers(const char *x, const float *x_scale, char *y, int64_
   const int64_t width = kind == INT8 ? 1 : kind == FLOAT32 ? 4 : 2, out = kind == BFLOAT16 ? 2 : 4;
   for (int64_t start = 0; start < tokens; start += SLAB) {
     const int64_t n = std::min(SLAB, tokens - start), team = n > FEW ? WIDE : n > 2 ? TEAM : n, held = (n + team - 1) / team * team;
-    const int parts = kind == INT8 ? 1 : kind == BFLOAT16 ? 2 : 3;
+    const int parts = kind == INT8 || clip > 0 ? 1 : kind == BFLOAT16 ? 2 : 3;
     Inputs numbers(room.get(Inputs::size(held, padded, cut.blocks)), held, padded, cut.blocks, team, parts);
-    Call{w, cut, numbers, x + start * inputs * width, x_scale + start, y + start * rows * out, n, inputs, (int)kind}.run(threads);
+    Call{w, cut, numbers, x + start * inputs * width, x_scale + start, y + start * rows * out, n, inputs, (int)kind, (float)clip}
+        .run(threads);
   }
 }
