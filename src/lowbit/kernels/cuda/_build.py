@@ -9,6 +9,7 @@ Traps     The stream is torch's current one, so capture into CUDA graphs works o
 import ctypes
 import functools
 import importlib.util
+import os
 import struct
 from importlib import resources
 
@@ -18,6 +19,8 @@ from torch import Tensor
 from lowbit.core.errors import KernelUnavailable
 
 Macros = tuple[tuple[str, int], ...]
+UNPROVEN = "LOWBIT_UNPROVEN"
+"""Set (to 1) by the tests and benchmarks of GPUs: takes kernels that no GPU has run yet."""
 
 
 @functools.cache
@@ -28,6 +31,11 @@ def missing() -> str:
     except ModuleNotFoundError:
         found = False
     return "" if found else "cuda-bindings is not installed"
+
+
+def unproven(what: str) -> str:
+    """Why what only a CPU has run is not taken yet; "" where a test is to prove it."""
+    return "" if os.environ.get(UNPROVEN) else f"{what} has passed its tests on a CPU alone; {UNPROVEN}=1 takes it"
 
 
 def _checked(result, what: str):  # type: ignore[no-untyped-def]

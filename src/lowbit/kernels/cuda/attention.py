@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lowbit.kernels.attention import Case, Held
-from lowbit.kernels.cuda import _attention
+from lowbit.kernels.cuda import _attention, _build
 from lowbit.kernels.cuda._attention import FLOAT8, Plain, Side
 from lowbit.kernels.pages import Half
 
@@ -20,7 +20,7 @@ BITS = {"int2": 2, "int4": 4, "int8": 8, "e4m3": FLOAT8}
 
 
 def supports(case: Case) -> str:
-    return _attention.missing(case.device) or refusal(case)
+    return _attention.missing(case.device) or refusal(case) or _build.unproven("attention with floats beside the pages")
 
 
 def refusal(case: Case) -> str:

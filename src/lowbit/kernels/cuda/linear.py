@@ -43,7 +43,8 @@ def supports(format: Format, shape: tuple[int, int], device: torch.device, dtype
         return f"device {device.type} is not an NVIDIA GPU"
     if torch.cuda.get_device_capability(device)[0] < 9:
         return "the GPU is older than Hopper (compute capability 9.0)"
-    return _build.missing() or refusal(format, shape, dtype)
+    reason = _build.missing() or refusal(format, shape, dtype)
+    return reason or (_build.unproven("looking values up") if _in_table(format) else "")
 
 
 def refusal(format: Format, shape: tuple[int, int], dtype: torch.dtype) -> str:

@@ -35,7 +35,7 @@ def supports(format: Format, shape: tuple[int, int], device: torch.device, dtype
         return f"device {device.type} is not an NVIDIA GPU"
     if torch.cuda.get_device_capability(device)[0] < 9:
         return "the GPU is older than Hopper (compute capability 9.0)"
-    return _build.missing() or refusal(format, shape, dtype)
+    return _build.missing() or refusal(format, shape, dtype) or _build.unproven("decoding of trellis codes")
 
 
 def refusal(format: Format, shape: tuple[int, int], dtype: torch.dtype) -> str:
