@@ -8,6 +8,8 @@ Idea      Layer-wise distillation: the teacher is the block itself with its floa
 Source    ZeroQuant (2206.01861), section 4.2 (LKD); token-wise scales of inputs: section 4.1.
 Defaults  Rounded to nearest before. 200 steps of 4 windows; rate 0.002 in steps of the grid. The paper trains whole weights
           (Adam, 5e-6 to 1e-5); here offsets stay within half a step, the parametrisation of solvers/integers.py.
+Figures   Block 0 of lowbit-tiny in int4-g128 with int8-token inputs, 10 windows of 128 tokens, 40 steps: relative squared error
+          on the held-out window 0.0159 before, 0.0099 after; KL of the model in milli-nats (closing check) 21.6 and 18.6.
 Traps     A teacher on quantized inputs does not make up for the errors of the blocks before; `efficientqat` and `autoround`,
           whose targets are the original's, do.
 """
