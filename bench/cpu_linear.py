@@ -91,7 +91,8 @@ def prepared(
     quantized = formats.parse(text).fit(weight, None, False).quantize(weight)
     format, shape = quantized.format, quantized.shape
     packed, parts = packing.split(format, packing.pack(quantized), shape)
-    held = [dispatch.prepare(kernel, format, packed, parts, shape) for _ in range(copies)]
+    first = dispatch.prepare(kernel, format, packed, parts, shape)
+    held = [{name: part.clone() for name, part in first.items()} for _ in range(copies)]
     expected = (acting.fake(x.float(), inputs) if inputs else x).double() @ quantized.decode().double().t()
     calls = [partial(dispatch.linear, x, p, kernel, format, shape, inputs) for p in held]
     error = float((calls[0]().double() - expected).norm() / expected.norm())
