@@ -8,8 +8,9 @@ Source    Any-Precision LLM (2402.10517) for growing the finer codes out of the 
           integer code. Both let a weight's cell decide; here feedback may leave it by a quarter.
 Defaults  Groups of 128, damp 0.01, sweeps 3, alpha 0.5 (as gptaq).
 Figures   solvers/nested.py.
-Traps     At 2 and 3 bits the range of the 4-bit grid is too wide: a file made for them is much better. No correction of the
-          stream by rate: blocks are calibrated behind blocks at the highest rate.
+Traps     Made for 4 bits and the highest rate. Rates between them are worth about a bit less (docs/LOG.md); at 2 and 3 the
+          range of the 4-bit grid is too wide: a file made for them is much better. No correction of the stream by rate:
+          blocks are calibrated behind blocks at the highest rate.
 """
 
 from dataclasses import dataclass
