@@ -34,6 +34,7 @@ $(VENV)/.torch:
 $(VENV)/.lowbit: $(VENV)/.torch pyproject.toml requirements-ci.txt
 	@echo "Installing lowbit ..."
 	@$(PIP) --editable .
+	@$(BIN)/python -c 'from lowbit.kernels.cpu import _build; print(_build.missing() or "C++ kernels are built.")'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.lowbit
