@@ -1,4 +1,4 @@
-"""list - List methods, formats, policies, presets, architectures or kernels."""
+"""list - List methods, formats, presets and what else can be named."""
 
 from typing import Annotated
 

@@ -20,7 +20,7 @@ from lowbit.kernels.packing import Stored
 
 CHUNK = 32
 """Rows of zeros whose bits fill whole words, at every width."""
-BY_ROW = {"scale", "zero", "table", "levels"}
+BY_ROW = {"scale", "zero", "table", "levels", "step"}
 """The parts whose first dimension is rows of groups; the others (global_scale, codebooks) belong to the whole matrix."""
 
 
