@@ -35,7 +35,7 @@ def main() -> None:
     console = Console(stderr=True)
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "demo")
     start = time.perf_counter()
-    lowbit("compare", str(MODEL), *RECIPES, f"--out={folder}", "--samples=8", "--windows=3")
+    lowbit("compare", str(MODEL), *RECIPES, f"--out={folder}", "--length=1024", "--samples=12", "--windows=4")
     found = folder / folder_name(SHOWN)
     console.rule(f"what {found} holds")
     lowbit("inspect", str(found))
