@@ -66,7 +66,7 @@ def draw() -> None:
     for row in rows("gpu_attention"):
         size = (row["floor_us"] - floor(0)) * 4.66
         right.scatter([size], [row["us"]], s=30)
-        right.annotate(row["kind"], (size, row["us"]), textcoords="offset points", xytext=(6, 4), fontsize=8)
+        right.annotate(row["kind"], (size, row["us"]), textcoords="offset points", xytext=(-6, 4), ha="right", fontsize=8)
     right.set_title("One new token, 8 sequences of 32768, 32 heads on 8")
     right.legend(fontsize=8)
     figure.savefig(ROOT / "docs" / "pictures" / "gpu_roofline.png", dpi=130)

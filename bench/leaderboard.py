@@ -11,6 +11,7 @@ process: the second run takes up the first one's blocks, as a run that was kille
 
 import argparse
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -39,7 +40,8 @@ SENTENCES = (
     "gptaq(trellis2) + block_tuning + kl_tuning", "gptaq(trellis3) + kl_tuning", "yaqa(trellis2)",
 )  # fmt: skip
 WINDOWS, SAMPLES, LENGTH = 32, 64, 2048
-FAMILIES = {"(trellis": "trellis codes", "(int": "integers that engines load"}
+FAMILIES = {r"\(trellis": "trellis codes", r"\(int\d-g128(-asym)?[,)]": "integers that engines load"}
+"""What a sentence must hold to lie on a line of the picture: sides and other groups are files for lowbit alone."""
 Row = dict[str, Any]
 HEAD = """# Leaderboard
 
@@ -219,11 +221,9 @@ def picture(ours: list[Row], rivals: list[Row]) -> None:
             axes.scatter(
                 [p[0] for p in points], [p[1] for p in points], s=18, alpha=0.55, label=tool, color=colour, linewidths=0
             )
-        for family, style in (("(trellis", "-o"), ("(int", "--s")):
-            front = _front([row for row in ours if family in row["recipe"]])
-            axes.plot(
-                *zip(*front, strict=True), style, color=pictures.COLOURS[0], label=f"lowbit, {FAMILIES[family]}", markersize=5
-            )
+        for (family, told), style in zip(FAMILIES.items(), ("-o", "--s"), strict=True):
+            front = _front([row for row in ours if re.search(family, row["recipe"])])
+            axes.plot(*zip(*front, strict=True), style, color=pictures.COLOURS[0], label=f"lowbit, {told}", markersize=5)
         axes.set(yscale="log", xlabel="stored bits per weight", ylabel="KL divergence on books, milli-nats a token")
         axes.grid(True, axis="y")
         axes.legend(frameon=False)
