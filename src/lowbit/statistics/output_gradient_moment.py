@@ -8,28 +8,12 @@ Source    YAQA (2505.22988), sketch B.
 """
 
 import torch
-from torch import Tensor
+
+from lowbit.statistics._gradient_moment import GradientMoment
 
 NEEDS_GRADIENTS = True
 LOSS = "sampled"
 
 
-class OutputGradientMoment:
-    """The running sum."""
-
-    def __init__(self, size: int, device: torch.device) -> None:
-        self._sum = torch.zeros(size, size, device=device)
-        self._windows = 0
-
-    def add(self, x: Tensor, gradient: Tensor) -> None:
-        self._windows += 1
-        whole = gradient.float().T @ x.float()
-        self._sum += whole @ whole.T
-
-    def result(self) -> Tensor:
-        """[out, out]; zeros before the first window."""
-        return self._sum / max(1, self._windows)
-
-
-def collector(shape: tuple[int, int], device: torch.device) -> OutputGradientMoment:
-    return OutputGradientMoment(shape[0], device)
+def collector(shape: tuple[int, int], device: torch.device) -> GradientMoment:
+    return GradientMoment(shape[0], device, outputs=True)
