@@ -22,10 +22,13 @@ def machine() -> str:
 
 
 def commit() -> str:
-    """The commit that is checked out, with "+" when files differ from it."""
-    here = Path(__file__).parent
-    told = subprocess.run(["git", "describe", "--always", "--dirty=+"], cwd=here, capture_output=True, text=True)
-    return told.stdout.strip() or "unknown"
+    """The commit that is checked out, with "+" when files other than the rows themselves differ from it."""
+    changed = _git("status", "--porcelain", "--untracked-files=no", ":/", ":!results")
+    return _git("describe", "--always") + ("+" if changed else "") or "unknown"
+
+
+def _git(*words: str) -> str:
+    return subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
 
 
 def keep(name: str, **figures: Any) -> dict[str, Any]:
