@@ -226,7 +226,7 @@ def picture(ours: list[Row], rivals: list[Row]) -> None:
             axes.plot(*zip(*front, strict=True), style, color=pictures.COLOURS[0], label=f"lowbit, {told}", markersize=5)
         axes.set(yscale="log", xlabel="stored bits per weight", ylabel="KL divergence on books, milli-nats a token")
         axes.grid(True, axis="y")
-        axes.legend(frameon=False)
+        figure.legend(loc="outside upper center", ncols=4, frameon=False)
         figure.savefig(ROOT / "docs" / "pictures" / "leaderboard.png", dpi=150)
 
 
