@@ -50,18 +50,28 @@ def quantize(
     codes = torch.empty(tokens, inputs, dtype=torch.int8 if kind == INT8 else torch.float8_e4m3fn, device=x.device)
     scale = torch.empty(tokens, dtype=torch.float32, device=x.device)
     twos, odd, matrix = _parts(size, x.device)
-    threads = THREADS if inputs <= 8 * THREADS else 2 * THREADS
-    vectors = -(-inputs // (8 * threads))
+    threads, shared = block(inputs, twos > 8 or odd > 1)
     macros = (
-        ("HALF", int(x.dtype == torch.float16)), ("NT", 0), ("ACT", kind), ("THREADS", threads), ("VECTORS", vectors),
-        ("TWOS", twos), ("ODD", odd), ("SIGNED", int(factors is not None)), ("ORDERED", int(ordered)),
+        ("HALF", int(x.dtype == torch.float16)), ("NT", 0), ("ACT", kind), ("THREADS", threads),
+        ("VECTORS", vectors(inputs, threads)), ("TWOS", twos), ("ODD", odd),
+        ("SIGNED", int(factors is not None)), ("ORDERED", int(ordered)),
     )  # fmt: skip
     kernel = _build.kernel("activations.cu", "quantize", macros, x.device.index or 0)
     pointers = map(_product.address, (x.contiguous(), codes, scale, factors, matrix))
     unit = 1 / math.sqrt(1 << twos)
     arguments = (*pointers, inputs, _build.float_bits(clip), _build.float_bits(unit))
-    kernel.launch((tokens, 1, 1), threads, arguments, 128 + (4 * inputs if twos > 8 or odd > 1 else 0), overlap=True)
+    kernel.launch((tokens, 1, 1), threads, arguments, shared, overlap=True)
     return codes, scale
+
+
+def block(inputs: int, row: bool) -> tuple[int, int]:
+    """Threads of a block and its bytes of shared memory. row: the whole row passes through shared memory."""
+    return THREADS if inputs <= 8 * THREADS else 2 * THREADS, 128 + (4 * inputs if row else 0)
+
+
+def vectors(inputs: int, threads: int) -> int:
+    """Eights of inputs that a thread has."""
+    return -(-inputs // (8 * threads))
 
 
 @functools.cache

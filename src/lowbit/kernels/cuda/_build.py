@@ -19,6 +19,12 @@ from torch import Tensor
 from lowbit.core.errors import KernelUnavailable
 
 Macros = tuple[tuple[str, int], ...]
+SHARED = 227 << 10
+"""Bytes of shared memory that a block can have on Hopper, what the .cu file declares itself included."""
+DECLARED = 1 << 10
+"""Of them at most what a .cu file declares itself, with the gap before the rest."""
+THREADS, BLOCKS = 1024, (2**31 - 1, 65535, 65535)
+"""Threads of a block and blocks of a grid (x, y, z) at most."""
 UNPROVEN = "LOWBIT_UNPROVEN"
 """Set (to 1) by the tests and benchmarks of GPUs: takes kernels that no GPU has run yet."""
 
@@ -36,6 +42,16 @@ def missing() -> str:
 def unproven(what: str) -> str:
     """Why what only a CPU has run is not taken yet; "" where a test is to prove it."""
     return "" if os.environ.get(UNPROVEN) else f"{what} has passed its tests on a CPU alone; {UNPROVEN}=1 takes it"
+
+
+def impossible(grid: tuple[int, int, int], threads: int, shared: int) -> str:
+    """Why no Hopper GPU can launch such a grid of blocks, or ""; shared: bytes of dynamic shared memory of a block."""
+    if not all(1 <= n <= most for n, most in zip(grid, BLOCKS, strict=True)):
+        return f"a grid of {' x '.join(map(str, grid))} blocks; each side is at least 1 and at most {BLOCKS}"
+    if not 1 <= threads <= THREADS:
+        return f"{threads} threads a block; 1 to {THREADS} can be"
+    room = SHARED - DECLARED
+    return "" if 0 <= shared <= room else f"{shared} bytes of shared memory a block; {room} are there"
 
 
 def _checked(result, what: str):  # type: ignore[no-untyped-def]
@@ -82,10 +98,10 @@ class Kernel:
             self._function = _checked(driver.cuModuleGetFunction(self._module, function.encode()), function)
         self._driver = driver
         self._name = function
-        self._shared = 48 << 10
+        self._shared = 0  # the 48 KB that every kernel may have hold what the .cu file declares itself too
 
     def allow_shared(self, size: int) -> None:
-        """Let a block have `size` bytes of shared memory."""
+        """Let a block have `size` bytes of shared memory beside what the .cu file declares."""
         if size > self._shared:
             attribute = self._driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
             _checked(self._driver.cuFuncSetAttribute(self._function, attribute, size), f"{self._name} with {size} bytes")
@@ -101,9 +117,12 @@ class Kernel:
     ) -> None:
         """Run on torch's current stream. arguments: `Pointer`s and 32-bit integers, in the order of the .cu file.
 
-        overlap: may start before the kernel before it has ended.
+        overlap: may start before the kernel before it has ended. Raises KernelUnavailable.
         """
         driver = self._driver
+        reason = impossible(grid, threads, shared)
+        if reason:
+            raise KernelUnavailable(f"{self._name}: {reason}. This is a bug of lowbit; report it with the shapes.")
         self.allow_shared(shared)
         config = driver.CUlaunchConfig()
         config.gridDimX, config.gridDimY, config.gridDimZ = grid

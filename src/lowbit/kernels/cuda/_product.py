@@ -20,7 +20,7 @@ DECODE_TOKENS = 64
 """Tokens up to which one launch reads the packed matrix."""
 PROCESSORS = 132
 """Multiprocessors that the cuts are made for (H100, H200)."""
-SHARED = 226 << 10
+SHARED = _build.SHARED - _build.DECLARED
 """Bytes of dynamic shared memory that a block can have."""
 
 

@@ -55,7 +55,7 @@ def _pass(x: Tensor, element: Trellis, start: Tensor, end: Tensor | None, at: in
     """The codes [N, T] of the cheapest path from the roots `start` to `end` (None: any), and its root before step `at`."""
     number, steps, width = x.shape
     roots = 1 << (element.length - element.bits)
-    threads, together = min(1024 if roots > 8192 else 512, roots), min(MOST, max(1, 32768 // roots))
+    threads, together, shared = block(roots)
     macros = (
         ("HALF", 0),
         ("NT", 0),
@@ -75,7 +75,7 @@ def _pass(x: Tensor, element: Trellis, start: Tensor, end: Tensor | None, at: in
         (-(-number // together), 1, 1),
         threads,
         (*map(_address, (x, start, back, found)), steps, number, _address(affine)),
-        _shared(roots * together),
+        shared,
     )
     backward = _build.kernel("viterbi.cu", "backward", macros, x.device.index or 0)
     arguments = (*map(_address, (back, found if end is None else end, codes, root)), steps, at, number)
@@ -83,9 +83,12 @@ def _pass(x: Tensor, element: Trellis, start: Tensor, end: Tensor | None, at: in
     return codes, root
 
 
-def _shared(costs: int) -> int:
-    """Bytes of shared memory: the costs of two steps, or of one where two are too many; and eight beside."""
-    return 8 * costs if 8 * costs <= 200 << 10 else 4 * costs + 8
+def block(roots: int) -> tuple[int, int, int]:
+    """Threads of a block, sequences that it takes, and bytes of shared memory: the costs of two steps, or of one where two are
+    too many; and eight beside."""
+    threads, together = min(1024 if roots > 8192 else 512, roots), min(MOST, max(1, 32768 // roots))
+    costs = roots * together
+    return threads, together, 8 * costs if 8 * costs <= 200 << 10 else 4 * costs + 8
 
 
 def _address(tensor: Tensor) -> Pointer:
