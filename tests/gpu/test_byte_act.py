@@ -29,6 +29,8 @@ def test_products(element: str, shape: tuple[int, int]) -> None:
         codes, scale = acting.quantize(x, activation)
         values = codes.double() if element == "int8" else codes.view(torch.float8_e4m3fn).double()
         wanted = values * scale.double() @ exact.T
+        _, own = _activations.quantize(x, byte_act.ELEMENTS[element])
+        assert torch.equal(own, scale.view(-1))  # an ulp apart, values halfway between two codes go the other way
         y = byte_act.rounded(x, prepared, format, shape, activation)
         error = float((y.double() - wanted).norm() / wanted.norm())
         assert error < 4e-3, (tokens, error)

@@ -171,7 +171,7 @@ def _storable(peak: Tensor, activation: Activation, stored: Tensor | None) -> Te
         factor = 1.0 if stored is None else stored
         scale = (factor * (peak / half)).clamp_max(448.0).to(torch.float8_e4m3fn).float()
         return torch.where(scale == 0, LEAST, scale) / factor
-    return torch.where(peak == 0, 1.0, peak / half)
+    return torch.where(peak == 0, 1.0, peak / torch.full_like(peak, half))  # a number would be 1 / half times on a GPU
 
 
 def _tried(peak: Tensor, scale: Tensor, activation: Activation, stored: Tensor | None) -> Iterable[Tensor]:
