@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from lowbit.formats import parse
 from lowbit.layers import joined
@@ -42,6 +43,28 @@ def test_tokens_are_those_of_generate(name: str, eager: None, monkeypatch: pytes
     found = list(made.tokens(ids, 20))
     first = wanted[0, 9:].tolist().index(int(wanted[0, 15]))
     assert found == wanted[0, 9 : 10 + first].tolist()
+
+
+@pytest.mark.parametrize("name", ["mistral", "cohere2", "gemma2"])
+@pytest.mark.parametrize("prompt", [9, 21])
+@torch.no_grad()
+def test_a_graph_follows_a_window(name: str, prompt: int, eager: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a graph holds is what the host did once: traced, a token is the same operations wherever it stands."""
+
+    def graph(self: loop.Loop, temperature: float) -> Any:
+        choose = self._choose(temperature)
+        self._cache.reset()
+        for _ in range(2):
+            self._one(choose)
+        return SimpleNamespace(replay=make_fx(lambda: self._one(choose))())
+
+    monkeypatch.setattr(loop.step, "refusal", lambda model: "tested in Triton's interpreter")
+    monkeypatch.setattr(loop.Loop, "_graph", graph)
+    model = tiny(name, seed=1, sliding_window=16)
+    ids = torch.randint(3, 256, (1, prompt))
+    model.generation_config.eos_token_id = None
+    wanted = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False, pad_token_id=0)
+    assert list(loop.Loop(model).tokens(ids, 20)) == wanted[0, prompt:].tolist()
 
 
 @torch.no_grad()

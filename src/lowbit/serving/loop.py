@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import DynamicCache, StaticCache
+from transformers.cache_utils import StaticLayer, StaticSlidingWindowLayer
 from transformers.generation.logits_process import (
     LogitsProcessorList,
     TemperatureLogitsWarper,
@@ -97,6 +98,10 @@ class Loop:
         self._graphs.clear()
         device = self.model.device
         self._cache = StaticCache(config=self.model.config, max_cache_len=self._room)
+        # a layer that slides asks the host where it is, which a graph cannot hold: it gets room for all, its mask is the window
+        self._cache.layers = [
+            StaticLayer(self._room) if type(layer) is StaticSlidingWindowLayer else layer for layer in self._cache.layers
+        ]
         self._token = torch.zeros(1, 1, dtype=torch.long, device=device)
         self._position = torch.zeros(1, 1, dtype=torch.long, device=device)
         self._written = torch.zeros(self._room, dtype=torch.long, device=device)
