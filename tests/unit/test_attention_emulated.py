@@ -57,18 +57,19 @@ class Emulated:
         self._run(*grid, *(ctypes.c_void_p(a) if isinstance(a, _attention.Pointer) else a for a in arguments))
 
 
-def side(pages: int, heads: int, page: int, width: int, bits: int, zero: bool) -> tuple[Side, Tensor]:
-    """Random codes, and what they stand for, float64 [pages, heads, page, width]."""
-    scale = (torch.rand(pages, heads, page) * 0.1 + 0.02).bfloat16()
+def side(pages: int, heads: int, page: int, width: int, bits: int, zero: bool, fixed: int = 0) -> tuple[Side, Tensor]:
+    """Random codes, and what they stand for, float64 [pages, heads, page, width]. fixed: so many scales for all tokens."""
+    scale = torch.rand(fixed) * 0.1 + 0.02 if fixed else (torch.rand(pages, heads, page) * 0.1 + 0.02).bfloat16()
+    by = scale.double().view(1, -1, 1, 1) if fixed else scale.double()[..., None]
     zeros = (torch.rand(pages, heads, page) * 3 + (1 << bits) / 3).bfloat16() if zero else None
     if bits == FLOAT8:
         codes = torch.randn(pages, heads, page, width).mul(30).to(torch.float8_e4m3fn)
-        return Side(codes.view(torch.uint8), scale, bits), codes.double() * scale.double()[..., None]
+        return Side(codes.view(torch.uint8), scale, bits), codes.double() * by
     codes = torch.randint(0, 1 << bits, (pages, heads, page, width), dtype=torch.uint8)
     parts = codes.unflatten(-1, (-1, 8 // bits))
     packed = torch.stack([parts[..., i] << (bits * i) for i in range(8 // bits)]).sum(0).to(torch.uint8)
-    off = zeros.double() if zeros is not None else torch.full(scale.shape, float(1 << bits >> 1)).double()
-    return Side(packed, scale, bits, zeros), (codes.double() - off[..., None]) * scale.double()[..., None]
+    off = zeros.double()[..., None] if zeros is not None else float(1 << bits >> 1)
+    return Side(packed, scale, bits, zeros), (codes.double() - off) * by
 
 
 def exact(q: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
@@ -79,18 +80,23 @@ def exact(q: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
 
 
 CASES = [
-    (8, 8, True, True, 128, 4, torch.bfloat16, False), (8, 8, False, False, 64, 8, torch.float16, True),
-    (4, 4, True, True, 128, 4, torch.bfloat16, True), (4, 4, False, True, 64, 1, torch.float16, False),
-    (8, 4, True, False, 128, 3, torch.bfloat16, False), (2, 2, True, True, 128, 4, torch.float16, True),
-    (FLOAT8, FLOAT8, False, False, 128, 4, torch.bfloat16, False),
+    (8, 8, True, True, 128, 4, torch.bfloat16, False, (0, 0)), (8, 8, False, False, 64, 8, torch.float16, True, (0, 0)),
+    (4, 4, True, True, 128, 4, torch.bfloat16, True, (0, 0)), (4, 4, False, True, 64, 1, torch.float16, False, (0, 0)),
+    (8, 4, True, False, 128, 3, torch.bfloat16, False, (0, 0)), (2, 2, True, True, 128, 4, torch.float16, True, (0, 0)),
+    (FLOAT8, FLOAT8, False, False, 128, 4, torch.bfloat16, False, (0, 0)),
+    (FLOAT8, 8, False, False, 64, 2, torch.bfloat16, False, (2, 1)),
+    (8, FLOAT8, True, False, 128, 4, torch.float16, False, (0, 2)),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("key_bits", "value_bits", "key_zero", "value_zero", "width", "group", "dtype", "turned"), CASES)
+@pytest.mark.parametrize(
+    ("key_bits", "value_bits", "key_zero", "value_zero", "width", "group", "dtype", "turned", "fixed"), CASES
+)
 @pytest.mark.parametrize("paged", [False, True], ids=["whole", "paged"])
 def test_attention_cu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key_bits: int, value_bits: int, key_zero: bool, value_zero: bool,
-    width: int, group: int, dtype: torch.dtype, turned: bool, paged: bool,
+    width: int, group: int, dtype: torch.dtype, turned: bool, fixed: tuple[int, int],
+    paged: bool,
 ) -> None:  # fmt: skip
     torch.manual_seed(key_bits + width)
     monkeypatch.setattr(_attention, "WARPS", 2)
@@ -99,8 +105,8 @@ def test_attention_cu(
     monkeypatch.setattr(_attention._build, "kernel", lambda file, function, macros, device: Emulated(tmp_path, dict(macros)))
     heads, page, pages = 2, 16 if paged else 160, 20 if paged else 2
     counts = torch.tensor([[4, 152, 11], [2, 77, 0]], dtype=torch.int32)
-    keys, k = side(pages, heads, page, width, key_bits, key_zero)
-    values, v = side(pages, heads, page, width, value_bits, value_zero)
+    keys, k = side(pages, heads, page, width, key_bits, key_zero, fixed[0])
+    values, v = side(pages, heads, page, width, value_bits, value_zero, fixed[1])
     if turned:
         k, v = (_hadamard.apply(x, width, back=True) for x in (k, v))
     table = torch.randperm(20, dtype=torch.int32).view(2, 10).contiguous() if paged else None

@@ -32,7 +32,8 @@ WARPS, DEPTH, BLOCKS = 16, 2, 1
 
 @dataclass(frozen=True)
 class Side:
-    """Keys or values: codes [pages, key heads, page, bytes], scale and zero bfloat16 [pages, key heads, page].
+    """Keys or values: codes [pages, key heads, page, bytes], scale and zero bfloat16 [pages, key heads, page], or one scale,
+    float32 [1] or [key heads], of all tokens.
 
     bits: 2, 4, 8 of unsigned integers, lowest first in each byte, value = (code - zero) * scale; without a zero half the range
     is one. FLOAT8: e4m3 * scale.
@@ -42,6 +43,11 @@ class Side:
     scale: Tensor
     bits: int
     zero: Tensor | None = None
+
+    @property
+    def fixed(self) -> int:
+        """0: a scale a token, 1: one for all, 2: one a head."""
+        return 0 if self.scale.dim() > 1 else min(len(self.scale), 2)
 
 
 @dataclass(frozen=True)
@@ -137,13 +143,15 @@ def _known(
     width: int,
     bits: tuple[int, int],
     zeros: tuple[bool, bool],
+    fixed: tuple[int, int],
     turned: tuple[bool, bool],
     plain: bool,
     tiles: int,
 ) -> _build.Macros:
     values = {
         "HALF": 1, "NT": 0, "QUERY": int(dtype == torch.float16), "WIDTH": width, "KBITS": bits[0], "VBITS": bits[1],
-        "KZERO": int(zeros[0]), "VZERO": int(zeros[1]), "KTURNED": int(turned[0]), "VTURNED": int(turned[1]),
+        "KZERO": int(zeros[0]), "VZERO": int(zeros[1]), "KFIXED": fixed[0], "VFIXED": fixed[1],
+        "KTURNED": int(turned[0]), "VTURNED": int(turned[1]),
         "FLOATS": int(plain), "TILES": tiles, "WARPS": WARPS, "DEPTH": DEPTH,
     }  # fmt: skip
     return tuple(values.items())
@@ -153,7 +161,7 @@ def _macros(
     dtype: torch.dtype, width: int, keys: Side, values: Side, turned: tuple[bool, bool], plain: bool, tiles: int
 ) -> _build.Macros:
     zeros = (keys.zero is not None, values.zero is not None)
-    return _known(dtype, width, (keys.bits, values.bits), zeros, turned, plain, tiles)
+    return _known(dtype, width, (keys.bits, values.bits), zeros, (keys.fixed, values.fixed), turned, plain, tiles)
 
 
 def shared_bytes(key_bits: int, value_bits: int, width: int, tiles: int) -> int:

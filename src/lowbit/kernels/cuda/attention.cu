@@ -10,7 +10,8 @@
 //
 // Compiled with HALF 1, NT 0, KBITS, VBITS 2|4|8|0 (0: float8 e4m3), KZERO, VZERO (a zero a token), WIDTH 64|128 channels,
 // KTURNED, VTURNED (in the Hadamard basis of
-// a head), QUERY 0 bfloat16 | 1 float16 (of q, plain tokens and out), FLOATS (there are plain tokens), TILES of 16 tokens at once, WARPS, DEPTH.
+// a head), KFIXED, VFIXED 0: a scale a token | 1: one float32 for all | 2: one a head, QUERY 0 bfloat16 | 1 float16 (of q, plain tokens and
+// out), FLOATS (there are plain tokens), TILES of 16 tokens at once, WARPS, DEPTH.
 
 constexpr int KROW = WIDTH * (KBITS ? KBITS : 8) / 8, VROW = WIDTH * (VBITS ? VBITS : 8) / 8; // bytes of a token
 constexpr int TOKENS = TILES * 16, THREADS = WARPS * 32;
@@ -30,8 +31,8 @@ INLINE Source source_of(int lane, const u8* k, const u8* v, const u8* k_scale, c
     switch (lane) {
         case 0: return {k, K_AT, KROW};
         case 1: return {v, V_AT, VROW};
-        case 2: return {k_scale, META_AT, 2};
-        case 3: return {v_scale, META_AT + 2 * TOKENS, 2};
+        case 2: return {KFIXED ? nullptr : k_scale, META_AT, 2};
+        case 3: return {VFIXED ? nullptr : v_scale, META_AT + 2 * TOKENS, 2};
         case 4: return {KZERO ? k_zero : nullptr, META_AT + 4 * TOKENS, 2};
         case 5: return {VZERO ? v_zero : nullptr, META_AT + 6 * TOKENS, 2};
         default: return {nullptr, 0, 0};
@@ -40,11 +41,15 @@ INLINE Source source_of(int lane, const u8* k, const u8* v, const u8* k_scale, c
 
 // `tokens` tokens (a multiple of 8) from place `at` of the store
 INLINE void fetch(u32 stage, u32 barrier, const Source& own, size_t at, int tokens, int lane) {
-    constexpr u32 BYTES = KROW + VROW + 4 + 2 * (KZERO + VZERO);
+    constexpr u32 BYTES = KROW + VROW + 2 * (!KFIXED + !VFIXED + KZERO + VZERO);
     if (lane == 0) expect_bytes(barrier, BYTES * tokens);
     __syncwarp();
     if (own.from) copy_many(stage + own.to, own.from + at * own.bytes, own.bytes * tokens, barrier);
 }
+
+// the scale that all tokens of the block's key head share; 1 where each has its own
+template <int FIXED>
+INLINE float fixed(const u8* scales) { return FIXED ? ((const float*)scales)[FIXED == 2 ? blockIdx.y : 0] : 1.f; }
 
 INLINE float number(u32 bits) { return __uint_as_float(bits << 16); }                     // a bfloat16
 
@@ -207,7 +212,7 @@ INLINE void score(float (&s)[4], const Query& q, u32 stage, int tile, int lane, 
 #pragma unroll
     for (int half = 0; half < 2; half++) {
         const u32 at = stage + META_AT + (tile * 16 + r + half * 8) * 2;
-        const float by = number(read2(at)) * scale * (KBITS ? 1.f : 256.f);
+        const float by = (KFIXED ? 1.f : number(read2(at))) * scale * (KBITS ? 1.f : 256.f);
         const float zero = KZERO ? number(read2(at + 4 * TOKENS)) : KBITS ? (1 << KBITS) / 2 : 0;
 #pragma unroll
         for (int e = 0; e < 2; e++) {
@@ -265,7 +270,7 @@ INLINE void tile_of_tokens(Running& r, const Query& q, u32 stage, int left, int 
             const float weight = power_of_2(s[i][j] - r.most[j % 2]);
             const bool there = left >= TOKENS || i * 16 + row < left;                     // scales beyond the end may be anything
             r.total[j % 2] += weight;
-            p[j] = there ? weight * (number(read2(at + 2 * TOKENS)) * LIFT) : 0.f;
+            p[j] = there ? weight * ((VFIXED ? 1.f : number(read2(at + 2 * TOKENS))) * LIFT) : 0.f;
             if (VZERO && there) r.offset[j % 2] += p[j] * ((1 << VBITS) / 2 - number(read2(at + 6 * TOKENS)));
         }
         add_values(r, p, stage, i, lane);
@@ -331,8 +336,8 @@ INLINE void plain_tokens(float* parts, const Plain& from, const u16* q, int grou
     }
 }
 
-// A warp's heads into shared memory: [8, LINE]
-INLINE void write_part(float* to, const Running& r, int lane) {
+// A warp's heads into shared memory: [8, LINE]. by: the fixed scale of the values
+INLINE void write_part(float* to, const Running& r, int lane, float by) {
 #pragma unroll
     for (int e = 0; e < 2; e++) {
         const float total = over_rows(r.total[e], lane), offset = VZERO ? over_rows(r.offset[e], lane) : 0.f;
@@ -341,7 +346,7 @@ INLINE void write_part(float* to, const Running& r, int lane) {
         for (int j = 0; j < WIDTH / 16; j++)
 #pragma unroll
             for (int half = 0; half < 2; half++)
-                line[lane / 4 * CHANNELS + 2 * j + half] = (r.out[j][2 * half + e] + offset) * ((VBITS ? 1.f : 256.f) / LIFT);
+                line[lane / 4 * CHANNELS + 2 * j + half] = (r.out[j][2 * half + e] + offset) * ((VBITS ? 1.f : 256.f) / LIFT * by);
         if (lane < 4) line[WIDTH] = r.most[e], line[WIDTH + 1] = total;
     }
 }
@@ -423,12 +428,13 @@ extern "C" __global__ void __launch_bounds__(THREADS) attend(
     Query heads;
     load_query(heads, queries, lane);
     Running r = {{NOTHING, NOTHING}, {0.f, 0.f}, {0.f, 0.f}, {}};
+    const float packed_scale = scale * fixed<KFIXED>(k_scale);
 #pragma unroll 1
     for (int i = 0; i < rounds; i++) {
         __syncwarp();                                                                     // nobody reads round i - 1 any more
         if (i + DEPTH - 1 < rounds) get(i + DEPTH - 1);
         wait_for_bytes(barriers + i % DEPTH * 8, i / DEPTH & 1);
-        tile_of_tokens(r, heads, ring + i % DEPTH * STAGE, mine - (i * WARPS + warp) * TOKENS, lane, scale);
+        tile_of_tokens(r, heads, ring + i % DEPTH * STAGE, mine - (i * WARPS + warp) * TOKENS, lane, packed_scale);
     }
     __syncthreads();
     float* parts = (float*)shared;
@@ -437,7 +443,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attend(
         const int there[2] = {counts ? counts[blockIdx.z * 3] : first_room, counts ? counts[blockIdx.z * 3 + 2] : last_room};
         plain_tokens(parts, {{first_k + first, last_k + last}, {first_v + first, last_v + last}, {there[0], there[1]}}, q, group, warp, lane, scale);
     } else {
-        write_part(parts + warp * 8 * LINE, r, lane);
+        write_part(parts + warp * 8 * LINE, r, lane, fixed<VFIXED>(v_scale));
     }
     __syncthreads();
     part += (size_t)one * group * splits * LINE;

@@ -1,6 +1,7 @@
 """attention - one new token a sequence over packed keys and values on Hopper and later GPUs, in CUDA C++ (attention.cu).
 
-In / Out  as lowbit.kernels.attention says; tokens packed with one scale a token and head in 2, 4, 8 bits or float8.
+In / Out  as lowbit.kernels.attention says; tokens packed with one scale a token and head, or a constant one, in 2, 4, 8
+          bits or float8.
 Idea      See _attention.py. Floats before and after the pages are one more block of the same launch; a turned basis is taken by
           the query, and left by the output, in the kernel.
 Figures   H200, 8 sequences of 32768 tokens, 32 heads of 128 channels on 8: int8 153, float8 148, int4 85, int2 67 us, of which
@@ -74,11 +75,12 @@ def attend(q: Tensor, keys: Held, values: Held, scale: float, mask: Tensor | Non
 
 def _side(held: Held) -> Side:
     bits = _bits(held.half)
+    fixed = held.constants["scale"].float().reshape(-1).contiguous() if held.half.static else None
     if not held.packed:
         heads = held.first.shape[1]
         none = held.first.new_empty(0, heads, 0, 0, dtype=torch.bfloat16)
         zero = none if held.half.grid is not None and held.half.grid.zero else None
-        return Side(none, none, bits, zero)
+        return Side(none, none if fixed is None else fixed, bits, zero)
     pages = {name: tensor.contiguous() for name, tensor in held.pages.items()}
     zero = pages["zero"].to(torch.bfloat16) if "zero" in pages else None
-    return Side(pages[""], pages["scale"].to(torch.bfloat16), bits, zero)
+    return Side(pages[""], pages["scale"].to(torch.bfloat16) if fixed is None else fixed, bits, zero)
