@@ -48,8 +48,9 @@ class Layer:
         assert y.shape == exact.shape and y.dtype == x.dtype
         error = float((y.double() - exact).norm() / exact.norm())
         assert error < TOLERANCE[self.dtype] * (1.6 if tokens > 64 else 1), (tokens, error)
-        worst = float(((y.double() - exact).norm(dim=0) / exact.norm(dim=0).clamp_min(exact.norm() * 1e-3)).max())
-        assert worst < 20 * TOLERANCE[self.dtype], (tokens, worst)
+        typical = exact.norm() / exact.shape[1] ** 0.5  # of a row: one row's own may be near zero by chance
+        worst = float((y.double() - exact).norm(dim=0).max() / typical)
+        assert worst < 8 * TOLERANCE[self.dtype], (tokens, worst)
 
 
 @pytest.mark.parametrize("name", KERNELS)
