@@ -110,11 +110,8 @@ class Books:
     def round(self, x: Tensor, start: int) -> tuple[Tensor, Tensor]:
         return self._valued(self.codes(x / self._scale, self._books))
 
-    def round_in(self, x: Tensor, start: int, metric: Tensor) -> tuple[Tensor, Tensor]:
-        """As round; what is near is told by errors e metric eT."""
-        lower, failed = torch.linalg.cholesky_ex(metric)
-        if int(failed):
-            return self.round(x, start)
+    def round_in(self, x: Tensor, start: int, lower: Tensor) -> tuple[Tensor, Tensor]:
+        """As round; what is near is told by the norm of errors e lower."""
         return self._valued(self.codes(x / self._scale @ lower, self._books @ lower))
 
     def _valued(self, codes: Tensor) -> tuple[Tensor, Tensor]:

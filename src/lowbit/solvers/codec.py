@@ -25,7 +25,7 @@ WHOLE = ("int", "ternary")
 class Codec(Protocol):
     """width: columns rounded together. height: rows whose values depend on each other (1 but for tiles).
 
-    A codec of steps may also have round_in(x, start, metric [width, width]): as round, near by errors e metric eT.
+    A codec of steps may also have round_in(x, start, lower [width, width]): as round, near by the norm of errors e lower.
     A codec of single columns may have scalars(): the same rounding as data, or None.
     """
 

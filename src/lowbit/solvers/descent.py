@@ -35,6 +35,7 @@ def sweep(weight: Tensor, moment: Tensor, codec: Codec, codes: Tensor, values: T
     errors = weight.T - current
     panel = max(PANEL // width, 1) * width
     near = getattr(codec, "round_in", None)
+    blocks, inverses, lowers = _steps(moment, width)
     for a in range(0, inputs, panel):
         b = min(a + panel, inputs)
         slope = moment[a:b] @ errors
@@ -42,12 +43,11 @@ def sweep(weight: Tensor, moment: Tensor, codec: Codec, codes: Tensor, values: T
         for k in range(a, b, width):
             end, row = k + width, k // width * per_step
             pull = torch.addmm(slope[k - a : end - a], moment[k:end, a:k], moves[: k - a], alpha=-1)
-            block = moment[k:end, k:end]
-            wanted = current[k:end] + (pull / block if width == 1 else torch.linalg.solve(block, pull))
-            new, value = codec.round(wanted.T, k) if near is None else near(wanted.T, k, block)
+            wanted = current[k:end] + (pull / blocks[k] if width == 1 else inverses[k // width] @ pull)
+            new, value = codec.round(wanted.T, k) if near is None or lowers is None else near(wanted.T, k, lowers[k // width])
             new, value = new.T, value.T
             if width > 1:
-                better = _gains(value - current[k:end], pull, block, codec.height)
+                better = _gains(value - current[k:end], pull, blocks[k // width], codec.height)
                 new, value = torch.where(better, new, codes[row : row + per_step]), torch.where(better, value, current[k:end])
             codes[row : row + per_step] = new
             torch.sub(value, current[k:end], out=moves[k - a : end - a])
@@ -68,6 +68,18 @@ def _by_panel(weight: Tensor, moment: Tensor, kernel: panels.Kernel, codes: Tens
         errors[a:b] += current[a:b] - value
         current[a:b] = value
     return kernel.codes(codes.T.contiguous()), current.T.contiguous()
+
+
+def _steps(moment: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Of all steps at once: the blocks of H [steps, width, width], their inverses, their lower Cholesky factors if all have one.
+
+    Of single columns the diagonal [steps], twice. One by one they are three waits for a GPU at every step.
+    """
+    if width == 1:
+        return moment.diagonal(), moment.diagonal(), None
+    blocks = torch.stack([moment[k : k + width, k : k + width] for k in range(0, len(moment), width)])
+    lowers, failed = torch.linalg.cholesky_ex(blocks)
+    return blocks, torch.linalg.inv(blocks), None if failed.any() else lowers
 
 
 def _gains(move: Tensor, pull: Tensor, block: Tensor, height: int) -> Tensor:
