@@ -189,6 +189,8 @@ def test_the_uniform_rival_is_the_largest_that_fits(tiny_llama: Path) -> None:
 def test_what_cannot_be_shared_out(tiny_llama: Path) -> None:
     with pytest.raises(RecipeError, match="Keep one"):
         lowbit.quantize(str(tiny_llama), "budget(3) + budget(4) + gptq(int4-g128)", dry_run=True)
+    with pytest.raises(RecipeError, match=r"nested\(2-8, group=64\) rounds all its layers to one format of its own"):
+        lowbit.quantize(str(tiny_llama), "budget(6) + nested(2-8, group=64)", dry_run=True)
     with pytest.raises(RecipeError, match="finds no layer that a solver rounds"):
         lowbit.quantize(str(tiny_llama), "budget(3) + awq(int4-g128)", dry_run=True)
 

@@ -38,7 +38,8 @@ def test_the_value_of_a_code() -> None:
     expected = {8: 3.5 + 1.4 * (6.5 / 16 - 0.5), 6: 3.5 + 1.4 * (1.5 / 4 - 0.5), 5: 3.5 - 1.4 / 4, 4: 3.5, 3: 3.0, 2: 2.0}
     for bits, value in expected.items():
         read = nested.narrow(whole, bits)
-        assert str(read.format) == f"nested{bits}-row" and int(read.codes) == int(code) >> 8 - bits
+        assert str(read.format) == (f"nested{bits}-row" if bits > 4 else f"int{bits}-row-floatzero")
+        assert int(read.codes) == int(code) >> 8 - bits
         assert float(read.decode()) == pytest.approx(0.5 * value)
 
 
@@ -52,19 +53,21 @@ def test_every_bit_helps_and_four_and_eight_beat_nearest_values() -> None:
 
 def test_a_file_of_fewer_bits_is_solved_for_them() -> None:
     for bits in (4, 6):
-        assert loss_of(solved("nested", f"nested{bits}-g128")) <= loss_of(nested.narrow(solved("nested", "nested8-g128"), bits))
+        assert loss_of(solved("nested", f"nested{bits}-g128")) <= 1.001 * loss_of(
+            nested.narrow(solved("nested", "nested8-g128"), bits)
+        )
 
 
 def test_factors_of_a_rate_are_the_best() -> None:
     whole = solved("nested", "nested8-g128")
     for bits in (3, 5, 7):
-        read, best = nested.narrow(whole, bits), loss_of(nested.narrow(whole, bits))
+        best = loss_of(nested.narrow(whole, bits))
         for place in (0, 1) if bits > 4 else (0,):
             for factor in (0.98, 1.02):
-                shares = read.parts["shares"].clone()
+                shares = whole.parts["shares"].clone()
                 shares[bits - 2, place] *= factor
-                moved = Quantized(read.format, read.codes, {**read.parts, "shares": shares}, read.shape)
-                assert loss_of(moved) > best
+                moved = Quantized(whole.format, whole.codes, {**whole.parts, "shares": shares}, whole.shape)
+                assert loss_of(nested.narrow(moved, bits)) > best
 
 
 def test_a_folder_is_read_at_any_rate(tiny_llama: Path, tmp_path: Path) -> None:
@@ -76,10 +79,10 @@ def test_a_folder_is_read_at_any_rate(tiny_llama: Path, tmp_path: Path) -> None:
         told = lowbit.evaluate(str(out), original, ["bundled"], 1, length=64, bits=bits)
         divergence[bits], sizes[bits] = told["texts"]["bundled"]["kl"], told["bits_per_weight"]
     assert divergence[8] == divergence[None] < divergence[4] < divergence[2]
-    assert 4.2 < sizes[4] < 4.5 and sizes[8] - sizes[4] == pytest.approx(4.0)
+    assert sizes[4] == pytest.approx(4.5) and sizes[2] == pytest.approx(2.5) and 8.25 < sizes[8] < 8.5
     model = lowbit.load(out, bits=3)
     packed = [m for m in model.modules() if isinstance(m, QuantizedLinear)]
-    assert packed and {str(m.format) for m in packed} == {"nested3-g64"}
+    assert packed and {str(m.format) for m in packed} == {"int3-g64-floatzero"}
 
 
 def test_what_cannot_be_read(tiny_llama: Path, tmp_path: Path) -> None:

@@ -4,13 +4,14 @@ In / Out  W [out, in] -> parts {"scale" [out, G] 16-bit, a step of the 4-bit gri
           code u of r bits: p its top 4 bits as a signed number, l the f = r - 4 bits below,
               value = scale * ((p + 1/2) a + ((l + 1/2) / 2^f - 1/2) REACH b),   a, b = shares[r - 2];
           below 5 bits p has r bits, a step is 2^(4 - r) scales, and there is no l.
-          A file of `nested8` read at r bits is `nested<r>`: codes u >> (8 - r), the parts as they are.
+          A file of `nested8` read at r bits has the codes u >> (8 - r). Above 4 it is `nested<r>`, the parts as they are; up to
+          4 plain integers with a zero between two codes, int<r>-g128-floatzero of scale 2^(4 - r) a scales; their kernels run.
 Idea      Rounding with feedback moves weights out of the cell that they lie in, and finer bits could not bring them back if
           they filled that cell alone: they reach REACH cells wide. That costs log2 REACH = 0.5 bits of the finest rate and lets
           the 4-bit codes be nearly those of a 4-bit file (methods/nested.py). Nothing clips; a and b are best factors of a
           rate.
 Source    Prefix codes: Any-Precision LLM (2402.10517), MatQuant (2502.06786). Overlapping cells: lowbit's own.
-Figures   r + 16 / n bits a weight in groups of n.
+Figures   r + 16 / n bits a weight in groups of n; read at 2 to 4 bits r + 32 / n in memory.
 Traps     Nearest values at 8 bits take either of two prefixes where cells overlap: rtn(nested8-g128) is poor at 4 bits.
 """
 
@@ -23,6 +24,7 @@ from torch import Tensor
 from lowbit.core.errors import FormatError
 from lowbit.formats import Format, Grid, Parts, Quantized, _words
 from lowbit.formats import _search as searching
+from lowbit.formats import parse as parse_format
 from lowbit.formats._scales import load, store
 
 EXAMPLES = ("nested8-g128", "nested4-g128", "nested6-g64")
@@ -65,13 +67,18 @@ def part_bits(format: Format, shape: tuple[int, int]) -> int:
 
 
 def narrow(quantized: Quantized, bits: int) -> Quantized:
-    """The same matrix read at fewer bits."""
+    """The same matrix read at `bits`: of a nested format above 4 bits, of plain integers to 4, their scales in 16 bits."""
     format, rate = quantized.format, int(quantized.format.dtype.bits)
     if not LEAST <= bits <= rate:
         raise FormatError(f"bits={bits}: {format} is read at {LEAST} to {rate} bits. Use one of these.")
-    text = "-".join([f"nested{bits}", *format.text.split("-")[1:]])
-    found = replace(format, element=f"uint{bits}", text=text)
-    return Quantized(found, quantized.codes >> rate - bits, quantized.parts, quantized.shape)
+    words, codes, parts = format.text.split("-")[1:] or ["g128"], quantized.codes >> rate - bits, quantized.parts
+    if bits > BASE:
+        found = replace(format, element=f"uint{bits}", text="-".join([f"nested{bits}", *words]))
+        return Quantized(found, codes, parts, quantized.shape)
+    scale = load(parts["scale"], "half") * 2 ** (BASE - bits) * parts["shares"][bits - LEAST, 0]
+    zero = torch.full_like(scale, (1 << bits - 1) - 0.5, dtype=torch.bfloat16)
+    plain = parse_format("-".join([f"int{bits}", *words, "floatzero"]))
+    return Quantized(plain, codes, {"scale": store(scale, "half"), "zero": zero}, quantized.shape)
 
 
 def _scale(format: Format, parts: Parts, inputs: int) -> Tensor:

@@ -11,6 +11,7 @@ Figures   solvers/nested.py.
 Traps     Made for 4 bits and the highest rate. Rates between them are worth about a bit less (docs/LOG.md); at 2 and 3 the
           range of the 4-bit grid is too wide: a file made for them is much better. No correction of the stream by rate:
           blocks are calibrated behind blocks at the highest rate.
+          Read at 2 to 4 bits it runs on a CPU as plain integers do; above, and on a GPU, on the reference.
 """
 
 from dataclasses import dataclass

@@ -135,6 +135,11 @@ def share(recipe: Recipe, allocator: Allocator, linears: Sequence[Linear], fused
         step = solver_step(recipe, linear)
         if step >= 0 and covers(selector, linear) and linear.role not in OUTSIDE:
             found.setdefault((fused(linear), step), []).append(plan.targets[linear.name])
+    for step in sorted({step for _, step in found}):
+        method = recipe.steps[step][0]
+        if not any(field.name == "format" for field in dataclasses.fields(method)):  # type: ignore[arg-type]
+            fact = f"{step_text(method)} rounds all its layers to one format of its own"
+            raise RecipeError(f"{recipe}: {fact}, so there is nothing to share out. Leave {step_text(allocator)} out.")  # type: ignore[arg-type]
     if not found:
         told = step_text(allocator, selector)  # type: ignore[arg-type]
         raise RecipeError(f"{recipe}: {told} finds no layer that a solver rounds. Add one: + gptaq(int4-g128-asym).")

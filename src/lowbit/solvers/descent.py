@@ -71,7 +71,7 @@ def _by_panel(weight: Tensor, moment: Tensor, kernel: panels.Kernel, codes: Tens
 
 
 def _steps(moment: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Of all steps at once: the blocks of H [steps, width, width], their inverses, their lower Cholesky factors if all have one.
+    """Of all steps at once: the blocks of H [steps, width, width], their inverses, their lower Cholesky factors (if all have).
 
     Of single columns the diagonal [steps], twice. One by one they are three waits for a GPU at every step.
     """
