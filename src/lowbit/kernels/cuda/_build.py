@@ -9,7 +9,6 @@ Traps     The stream is torch's current one, so capture into CUDA graphs works o
 import ctypes
 import functools
 import importlib.util
-import os
 import struct
 from importlib import resources
 
@@ -25,8 +24,6 @@ DECLARED = 1 << 10
 """Of them at most what a .cu file declares itself, with the gap before the rest."""
 THREADS, BLOCKS = 1024, (2**31 - 1, 65535, 65535)
 """Threads of a block and blocks of a grid (x, y, z) at most."""
-UNPROVEN = "LOWBIT_UNPROVEN"
-"""Set (to 1) by the tests and benchmarks of GPUs: takes kernels that no GPU has run yet."""
 
 
 @functools.cache
@@ -37,11 +34,6 @@ def missing() -> str:
     except ModuleNotFoundError:
         found = False
     return "" if found else "cuda-bindings is not installed"
-
-
-def unproven(what: str) -> str:
-    """Why what only a CPU has run is not taken yet; "" where a test is to prove it."""
-    return "" if os.environ.get(UNPROVEN) else f"{what} has passed its tests on a CPU alone; {UNPROVEN}=1 takes it"
 
 
 def impossible(grid: tuple[int, int, int], threads: int, shared: int) -> str:

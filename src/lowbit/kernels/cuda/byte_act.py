@@ -35,7 +35,7 @@ def takes(activation: Activation, format: Format, shape: tuple[int, int], device
         return f"device {device.type} is not an NVIDIA GPU"
     if torch.cuda.get_device_capability(device)[0] < 9:
         return "the GPU is older than Hopper (compute capability 9.0)"
-    return _build.missing() or refusal(activation, format, shape) or _build.unproven("rounding of inputs in one launch")
+    return _build.missing() or refusal(activation, format, shape)
 
 
 def refusal(activation: Activation, format: Format, shape: tuple[int, int]) -> str:

@@ -14,7 +14,7 @@ Layout    Tiles of 16 rows x chunks of 128 columns. Lane 4r + c (r 0..7, c 0..3)
 Source    Marlin (2408.11743) for magic numbers and fragment order; the layout, the column order and the schedule are our own.
 Figures   H200, int4-g128, in a CUDA graph, weights past the L2, 4096x4096 / 14336x4096 / 4096x14336 in us: 1 token 5.0 / 10.8 /
           11.0, 16 tokens 5.8 / 13.5 / 14.1, 64 tokens 11.0 / 22.6 / 25.8; reading the bytes takes 4.4 / 9.0 / 9.0.
-          Tables of 16 values are tested on a CPU alone and have not been timed.
+          Tables of 16 values have not been timed.
 Traps     bfloat16 holds 128 + u exactly for 7 bits only: 8 bits go through (128 + low 7 bits) - (128 or 256).
 """
 
@@ -43,8 +43,7 @@ def supports(format: Format, shape: tuple[int, int], device: torch.device, dtype
         return f"device {device.type} is not an NVIDIA GPU"
     if torch.cuda.get_device_capability(device)[0] < 9:
         return "the GPU is older than Hopper (compute capability 9.0)"
-    reason = _build.missing() or refusal(format, shape, dtype)
-    return reason or (_build.unproven("looking values up") if _in_table(format) else "")
+    return _build.missing() or refusal(format, shape, dtype)
 
 
 def refusal(format: Format, shape: tuple[int, int], dtype: torch.dtype) -> str:

@@ -8,7 +8,7 @@ Layout    low: int32 [tiles, chunks of 128 columns, vectors, lane, 4 words]: for
           bits (32 for 4 bits), first code highest. 3 bits: the upper 16 of its 24 bits; high: int32 [tiles, chunks, lane, 2
           words], the lower 8 of each.
 Source    QTIP (2406.11235), exllamav3 for the order of places; the kernel is our own.
-Figures   None yet: run on a CPU alone (tests/unit/test_cuda_emulated.py), never timed.
+Figures   None yet: never timed.
 Traps     Values are float16, so x is too, a sixteenth of itself: numbers beyond a million overflow, those below 1e-6 vanish.
 """
 
@@ -35,7 +35,7 @@ def supports(format: Format, shape: tuple[int, int], device: torch.device, dtype
         return f"device {device.type} is not an NVIDIA GPU"
     if torch.cuda.get_device_capability(device)[0] < 9:
         return "the GPU is older than Hopper (compute capability 9.0)"
-    return _build.missing() or refusal(format, shape, dtype) or _build.unproven("decoding of trellis codes")
+    return _build.missing() or refusal(format, shape, dtype)
 
 
 def refusal(format: Format, shape: tuple[int, int], dtype: torch.dtype) -> str:
