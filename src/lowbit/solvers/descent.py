@@ -58,16 +58,13 @@ def sweep(weight: Tensor, moment: Tensor, codec: Codec, codes: Tensor, values: T
 
 def _by_panel(weight: Tensor, moment: Tensor, kernel: panels.Kernel, codes: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     """`sweep`, a panel of columns in one launch: a column's best value, current + pull / H_kk, falls by move * H_jk / H_kk."""
-    codes, current = torch.empty_like(weight.T, memory_format=torch.contiguous_format), values.T.contiguous()
-    errors, groups = weight.T - current, kernel.groups(torch.arange(weight.shape[1], device=weight.device))
+    current = values.T.contiguous()
+    errors = torch.sub(weight.T, current, out=torch.empty_like(current))
+    found = panels.Found(torch.empty_like(current), current, errors)
     for a in range(0, weight.shape[1], PANEL):
         b = min(a + PANEL, weight.shape[1])
-        diagonal = moment.diagonal()[a:b]
-        wanted = torch.addcdiv(current[a:b], moment[a:b] @ errors, diagonal[:, None])
-        codes[a:b], value = kernel.round(current[a:b], wanted, moment[a:b, a:b] / diagonal, groups[a:b], up=True)
-        errors[a:b] += current[a:b] - value
-        current[a:b] = value
-    return kernel.codes(codes.T.contiguous()), current.T.contiguous()
+        kernel.round(current, moment[a:b] @ found.errors, moment, (a, b), found, up=True)
+    return kernel.codes(found.codes), current.T.contiguous()
 
 
 def _steps(moment: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor | None]:

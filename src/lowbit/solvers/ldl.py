@@ -29,9 +29,11 @@ def solve(weight: Tensor, factor: Factor, codec: Codec) -> tuple[Tensor, Tensor]
     if factor.lower is None:
         return round_all(weight, codec)
     x = weight.T[factor.columns].contiguous()
-    kernel = panels.kernel(x, codec)
-    told = (x, factor.lower, factor.columns)
-    codes, values = _by_step(*told, codec) if kernel is None else _by_panel(*told, kernel)
+    kernel = panels.kernel(weight, codec, factor.columns)
+    if kernel is None:
+        codes, values = _by_step(x, factor.lower, factor.columns, codec)
+    else:
+        codes, values = _by_panel(x, factor.lower, kernel)
     result = torch.empty_like(weight)
     result[:, factor.columns] = values.T
     return codes, result
@@ -58,17 +60,14 @@ def _by_step(x: Tensor, lower: Tensor, columns: Tensor, codec: Codec) -> tuple[T
     return torch.cat([codes[start] for start in sorted(codes)], 1), values
 
 
-def _by_panel(x: Tensor, lower: Tensor, columns: Tensor, kernel: panels.Kernel) -> tuple[Tensor, Tensor]:
+def _by_panel(x: Tensor, lower: Tensor, kernel: panels.Kernel) -> tuple[Tensor, Tensor]:
     """As `_by_step`, a panel of columns in one launch."""
-    errors, values = torch.empty_like(x), torch.empty_like(x)
-    codes, groups = torch.empty_like(x), kernel.groups(columns)
+    found = panels.Found(torch.empty_like(x), torch.empty_like(x), torch.empty_like(x))
     for b in range(x.shape[0], 0, -PANEL):
         a = max(b - PANEL, 0)
-        moved = torch.addmm(x[a:b], lower[b:, a:b].T, errors[b:])
-        found, values[a:b] = kernel.round(x[a:b], moved, lower[a:b, a:b], groups[a:b])
-        codes[columns[a:b]] = found
-        torch.sub(x[a:b], values[a:b], out=errors[a:b])
-    return kernel.codes(codes.T.contiguous()), values
+        moved = torch.addmm(x[a:b], lower[b:, a:b].T, found.errors[b:])
+        kernel.round(x, moved, lower, (a, b), found)
+    return kernel.codes(found.codes), found.values
 
 
 def loss(error: Tensor, moment: Tensor) -> float:

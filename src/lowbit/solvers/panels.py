@@ -1,42 +1,77 @@
 """panels - the columns of a panel rounded one after the other by one kernel, where the device has it.
 
-In / Out  a codec of single columns, a panel of the transposed matrix [columns, out] -> its codes and values.
-Idea      A loop over columns in torch is half a dozen launches a column; the kernel holds a few rows of a panel in registers
+In / Out  a codec of single columns, the transposed matrix [in, out], a panel of its rows -> their codes, values and errors.
+Idea      A loop over columns in torch is half a dozen launches a column; the kernel holds the rows of a panel in registers
           and goes through its columns by itself. It knows the codec as data (`Codec.scalars`); what is no grid of numbers
           (vectors, tiles, codecs that watch or keep single weights) stays with the loop, and so does every CPU.
+          Two kernels: one thread a row and one launch a panel (cuda/panel.cu), or Triton's, between some ten launches.
 Traps     Codes equal the loop's up to the order of sums: a value in the middle between two levels may go to the other one.
 """
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lowbit.formats._scalars import Scalars
 from lowbit.kernels import triton
+from lowbit.kernels.cuda import _panel
 from lowbit.solvers.codec import Codec
 
 
+@dataclass
+class Found:
+    """What is known of a transposed matrix [in, out] so far: codes as the kernel gives them, values, errors."""
+
+    codes: Tensor
+    values: Tensor
+    errors: Tensor
+
+
 class Kernel:
-    """Rounds panels of one matrix. scalars: its codec as data."""
+    """Rounds panels of one matrix. scalars: its codec as data. columns [in]: the input at each place, an order of rounding."""
 
-    def __init__(self, scalars: Scalars) -> None:
+    def __init__(self, scalars: Scalars, columns: Tensor, fused: bool) -> None:
         self._scalars = scalars
+        self._columns = columns
+        each = scalars.columns
+        self._groups = (columns // each if each else torch.zeros_like(columns)).int()
+        self._fused = fused
 
-    def groups(self, columns: Tensor) -> Tensor:
-        """The group of each column, given by its place in the matrix; int32."""
-        each = self._scalars.columns
-        return (columns // each if each else torch.zeros_like(columns)).int()
+    def round(self, base: Tensor, moved: Tensor, pull: Tensor, rows: tuple[int, int], found: Found, up: bool = False) -> None:
+        """Round rows a .. b of base [in, out] into `found`, whose codes stand in the matrix' own order.
 
-    def round(self, base: Tensor, moved: Tensor, pull: Tensor, group: Tensor, up: bool = False) -> tuple[Tensor, Tensor]:
-        """See lowbit.kernels.triton.panel. group: as `groups` gives it, for the columns of the panel."""
-        told = self._scalars
-        return triton.panel(base, moved, pull, group, told.scale, told.zero, told.low, told.high, told.levels, up)
+        Feedback, the last row first: moved [b - a, out] is what to round before the errors of these rows are known, pull
+        [in, in] the factor L. up: coordinate descent, the first row first: moved is (E H) of these rows, pull is H; base may
+        be found.values.
+        """
+        told, here = self._scalars, slice(*rows)
+        near = pull[here, here]
+        if self._fused:
+            to, ends = (found.codes, found.values, found.errors), (told.low, told.high)
+            grid = (self._groups, self._columns, told.scale, told.zero, ends, told.levels)
+            _panel.rounded(base, moved, near, rows[0], *grid, to, up)
+            return
+        if up:
+            diagonal = near.diagonal()
+            moved, near = torch.addcdiv(base[here], moved, diagonal[:, None]), near / diagonal
+        group, ends = self._groups[here], (told.low, told.high)
+        codes, values = triton.panel(base[here], moved, near, group, told.scale, told.zero, *ends, told.levels, up)
+        errors = base[here] - values
+        found.codes[self._columns[here]] = codes
+        found.errors[here] = found.errors[here] + errors if up else errors
+        found.values[here] = values
 
     def codes(self, found: Tensor) -> Tensor:
-        """What the codec calls codes [out, in], for what `round` gave."""
-        return self._scalars.codes(found)
+        """What the codec calls codes [out, in], for the transposed codes of all panels."""
+        return self._scalars.codes(found.T.contiguous())
 
 
-def kernel(weight: Tensor, codec: Codec) -> Kernel | None:
-    """The kernel that rounds columns of a matrix on this device, or None."""
+def kernel(weight: Tensor, codec: Codec, columns: Tensor | None = None) -> Kernel | None:
+    """The kernel that rounds columns of a matrix on this device, or None. columns: in which order (default: their own)."""
     scalars = getattr(codec, "scalars", None)
-    return None if scalars is None or triton.panel_refusal(weight) else Kernel(scalars())
+    fused = not _panel.refusal(weight)
+    if scalars is None or (not fused and triton.panel_refusal(weight)):
+        return None
+    own = torch.arange(weight.shape[1], device=weight.device) if columns is None else columns
+    return Kernel(scalars(), own, fused)

@@ -148,6 +148,7 @@ static u16 rounded_bfloat(float v) {
     return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
 }
 static float divided(float a, float b) { return a / b; }
+static float reciprocal(float a) { return 1 / a; }
 static u32 int8_of(float v) { return (u32)(int)fmaxf(-128.f, fminf(127.f, nearbyintf(v))) & 255; }
 static u32 e4m3_of(float v) {
     const float size = fminf(fabsf(v), 448.f);

@@ -79,6 +79,11 @@ INLINE float divided(float a, float b) {                     // rounded correctl
     asm("div.rn.f32 %0, %1, %2;" : "=f"(v) : "f"(a), "f"(b));
     return v;
 }
+INLINE float reciprocal(float a) {                           // to the last bit or the one before it; 0 beyond 2^126
+    float v;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(v) : "f"(a));
+    return v;
+}
 INLINE u32 int8_of(float v) {                                // the nearest, ties to even, within the range
     u32 byte;
     asm("cvt.rni.sat.s8.f32 %0, %1;" : "=r"(byte) : "f"(v));
