@@ -28,7 +28,7 @@ from lowbit.core import device as devices
 from lowbit.formats import Format
 from lowbit.kernels import scales
 from lowbit.methods.awq import AWQ
-from lowbit.pipeline import blocks, closing, quantize, stream, writer
+from lowbit.pipeline import blocks, closing, quantize, solving, stream, writer
 from lowbit.pipeline.beside import Beside
 from lowbit.pipeline.progress import Silent
 from lowbit.solvers import damping, descent, ldl
@@ -157,7 +157,7 @@ PLACES = [
     (stream.Paused, "_go", "forward"), (Collecting, "add", "moments"), (Collecting, "stats", "moments"),
     (damping, "factorise", "factor"), (scales, "fit", "scale search"), (Format, "fit", "scale search"),
     (ldl, "solve", "column loop"),
-    (descent, "sweep", "sweeps"), (descent, "refit", "refit"), (ldl, "loss", "loss"), (blocks, "_solve", "solve, rest"),
+    (descent, "sweep", "sweeps"), (descent, "refit", "refit"), (ldl, "loss", "loss"), (solving, "solve", "solve, rest"),
     (writer.Writer, "write", "pack, write, read back"), (closing, "measure", "check"), (AWQ, "rewrite", "awq"),
 ]  # fmt: skip
 

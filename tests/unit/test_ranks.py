@@ -13,12 +13,14 @@ import lowbit
 from lowbit import checkpoints, formats
 from lowbit.checkpoints import Folder
 from lowbit.core import ranks
-from lowbit.solvers import grid
+from lowbit.pipeline import solving
+from lowbit.solvers import grid, stacked
 from lowbit.testing._tiny import tiny
 
 SOURCE = Path(__file__).parents[2] / "src"
 TOKENIZER = Path(__file__).parents[2] / "models" / "lowbit-tiny"
 RUN = "import sys, lowbit; lowbit.quantize(*sys.argv[1:4], samples=5, length=32, device='cpu')"
+STACKED = "from lowbit.pipeline import solving; solving.STACKED = {'cpu'}; " + RUN
 
 
 @pytest.fixture(scope="module")
@@ -30,13 +32,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def together(model: Path, sentence: str, out: Path, count: int = 2) -> list[tuple[int, str]]:
+def together(model: Path, sentence: str, out: Path, count: int = 2, run: str = RUN) -> list[tuple[int, str]]:
     """Quantize in several processes, as torchrun starts them; exit codes and what they said."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "PYTHONPATH": str(SOURCE)}
-    command = [sys.executable, "-c", RUN, str(model), sentence, str(out)]
+    command = [sys.executable, "-c", run, str(model), sentence, str(out)]
     started = [
         subprocess.Popen(command, env={**os.environ, **shared, "RANK": str(r), "LOCAL_RANK": str(r)}, stderr=subprocess.PIPE)
         for r in range(count)
@@ -59,6 +61,29 @@ def test_two_processes_are_as_one(model: Path, tmp_path: Path) -> None:
         assert row["tokens"] == other["tokens"] == 160
         assert other["error"] == pytest.approx(row["error"], rel=0.02)
     assert _told(tmp_path / "two")["check"]["kl"] == pytest.approx(alone.check["kl"], rel=0.02)
+
+
+def test_matrices_of_one_input_are_rounded_as_one(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stacked, by one process and by two: the files of matrices that are rounded one by one, up to the order of sums."""
+    sentence = "gptaq(int4-g32)@attn + gptq(int4-g32-asym)@mlp"
+    one_by_one = lowbit.quantize(str(model), sentence, str(tmp_path / "apart"), samples=5, length=32, device="cpu")
+    stacks = []
+    plain = stacked.solve
+    monkeypatch.setattr(solving, "STACKED", {"cpu"})
+    monkeypatch.setattr(stacked, "solve", lambda weights, one: stacks.append(len(weights)) or plain(weights, one))
+    as_one = lowbit.quantize(str(model), sentence, str(tmp_path / "one"), samples=5, length=32, device="cpu")
+    assert stacks == [3, 2] * (len(stacks) // 2)
+    done = together(model, sentence, tmp_path / "two", run=STACKED)
+    assert [code for code, _ in done] == [0, 0], done[0][1][-2000:] + done[1][1][-2000:]
+    apart, *others = (checkpoints.Stored(Folder(tmp_path / name)) for name in ("apart", "one", "two"))
+    for name in apart.formats:
+        wanted, one, two = (stored.quantized(name).decode() for stored in (apart, *others))
+        assert (one - wanted).norm() < 0.01 * wanted.norm(), name
+        assert (two - wanted).norm() < 0.02 * wanted.norm() or ".1." in name, name  # what comes later drifts apart
+    for rows in (as_one.layers, _told(tmp_path / "two")["layers"]):
+        for row, other in zip(one_by_one.layers, rows, strict=True):
+            assert row["name"] == other["name"]
+            assert other["error"] == pytest.approx(row["error"], rel=0.05)
 
 
 def test_what_cannot_be_shared_is_refused_before_any_work(model: Path, tmp_path: Path) -> None:

@@ -92,7 +92,8 @@ class Grid:
 class Quantized:
     """One matrix in a format: codes uint8 (`Format.codes_shape`) and the stored parts; what layers run and checkpoints write.
 
-    report: what the solver wants said of this matrix (relative error, a fallback's name).
+    report: what the solver wants said of this matrix (relative error, a fallback's name). losses [out, 2] float64: tr(E H ET)
+    and tr(W H WT) of each row, where the solver tells them.
     """
 
     format: "Format"
@@ -100,6 +101,7 @@ class Quantized:
     parts: Parts
     shape: tuple[int, int]
     report: dict[str, float | str] = field(default_factory=dict)
+    losses: Tensor | None = None
 
     @classmethod
     def unpack(cls, format: "Format", packed: Tensor, parts: Parts, shape: tuple[int, int]) -> "Quantized":

@@ -35,9 +35,11 @@ FIELDS = "__dataclass_fields__"
 
 
 class Method(Link):
-    """Base of all methods. needs: names of statistics."""
+    """Base of all methods. needs: names of statistics. stacks: whether it rounds each row for itself, by statistics of the
+    inputs alone, so that matrices of one input may come as one, rows under rows."""
 
     needs: ClassVar[tuple[str, ...]] = ()
+    stacks: ClassVar[bool] = False
 
 
 @dataclass

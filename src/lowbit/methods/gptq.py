@@ -34,6 +34,7 @@ class GPTQ(Method):
     sweeps: int = 3
 
     needs: ClassVar[tuple[str, ...]] = ("second_moment",)
+    stacks: ClassVar[bool] = True
 
     def solve(self, weight: Tensor, stats: Stats, format: Format) -> Quantized:
         moment = stats.get("second_moment")

@@ -33,6 +33,7 @@ class Qronos(Method):
     sweeps: int = 3
 
     needs: ClassVar[tuple[str, ...]] = ("second_moment", "cross_moment")
+    stacks: ClassVar[bool] = True
 
     def solve(self, weight: Tensor, stats: Stats, format: Format) -> Quantized:
         moment, cross = stats.get("second_moment"), stats.get("cross_moment")

@@ -11,7 +11,6 @@ Traps     What stays in floats (norms, biases) is rounded to the stored dtype be
 
 import copy
 import fnmatch
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -26,7 +25,7 @@ from lowbit.core.errors import CheckpointError
 from lowbit.formats import Parts, Quantized
 from lowbit.kernels.activation import Activation
 from lowbit.methods import Block, name_of
-from lowbit.pipeline import activations, online, tuned
+from lowbit.pipeline import activations, online, solving, tuned
 from lowbit.pipeline.progress import Progress
 from lowbit.pipeline.stream import Paused, first
 from lowbit.recipe.plan import Target
@@ -112,7 +111,7 @@ def run(job: Job) -> Done:
         _stream(job, stages, done)
     else:
         for names in stages:
-            _solve(job, names, {}, done)
+            solving.solve(job, names, {}, done)
     done.quantized |= {name: online.whole(done.quantized[name], told) for name, told in ahead.items()}
     return done
 
@@ -130,7 +129,7 @@ def _stream(job: Job, stages: list[list[str]], done: Done) -> None:
             stats = _stage_statistics(job, runs, shadow, number, names)
             if number and not tuners:
                 _forget(job.module, stages[number - 1])
-            _solve(job, names, stats, done)
+            solving.solve(job, names, stats, done)
             del stats  # and the factors made of them, before the next stage is summed
         done.outputs = [] if tuners else runs.outputs()
         if shadow is not None:
@@ -234,28 +233,6 @@ def _weighed(job: Job, names: Sequence[str]) -> dict[str, Weighed]:
         if name in job.gradients and any(map(weighted, needs)):
             found[name] = Weighed(needs, job.gradients[name], job.module.get_submodule(name).in_features, device)  # type: ignore[arg-type]
     return found
-
-
-def _solve(job: Job, names: Sequence[str], stats: dict[str, Stats], done: Done) -> None:
-    """Round the matrices of one stage and put the rounded weights in place."""
-    whole = Stats()
-    for name in names:
-        start = time.perf_counter()
-        linear = job.module.get_submodule(name)
-        target = job.targets[name]
-        weight: Tensor = linear.weight.data  # type: ignore[assignment]
-        quantized = target.solver.solve(weight, stats.get(name, whole), target.format.inner)
-        ranks.agree([quantized.codes, *quantized.parts.values()])
-        linear.weight = nn.Parameter(quantized.decode().to(weight.dtype), requires_grad=False)
-        done.quantized[name] = quantized
-        if target.tuners:
-            done.originals[name] = weight
-        full, error = f"{job.prefix}.{name}", quantized.report.get("error")
-        told = {"name": full, "format": str(target.format), "bits": target.bits, "tokens": stats.get(name, whole).tokens}
-        done.rows.append(told | quantized.report)
-        if "fallback" in quantized.report:
-            job.progress.say(f"{full}: {quantized.report['fallback']}")
-        job.progress.layer(full, error if isinstance(error, float) else None, time.perf_counter() - start)
 
 
 def _tune(job: Job, stages: list[list[str]], tuners: list[tuple[Any, list[str]]], done: Done) -> None:

@@ -105,31 +105,33 @@ def solve(
     """
     moment, report = given.moment, dict(given.report)
     around, target = format.begin((weight if target is None else target).float())
+    out, split = len(target), ranks.count() > 1 and separable(format.core)
+    own = ranks.share(out) if split else slice(None)
     with tensor_cores(moment.device):
-        loss_of_nothing = max(ldl.loss(weight.float(), moment), 1e-300)
-    moment, out, split = turned(format, around, moment), len(target), ranks.count() > 1 and separable(format.core)
-    target = target[ranks.share(out)] if split else target
+        had = ldl.losses(weight[own].float(), moment)
+    moment, target = turned(format, around, moment), target[own]
     grid = fit(format.core, target.float(), moment)
     order = order if grid.format.step == (1, 1, 1) else "natural"
     factor = damping.factor_of(moment, order, damp, grid.format.step[1])
     report["damp"] = factor.damp
     if factor.fallback:
         report["fallback"] = "; ".join(str(f) for f in (report.get("fallback"), factor.fallback) if f)
-    if factor.lower is None or grid.format.step[0] > 1:
-        sweeps = 0
-    done, lost = [], 0.0
+    sweeps = 0 if factor.lower is None or grid.format.step[0] > 1 else sweeps
+    done, lost = [], []
     with tensor_cores(moment.device):
         for rows, piece in _pieces(grid):
             codes, found, error = rounded(target[rows], moment, factor, piece, sweeps, refit)
             done.append((codes, found))
-            lost += ldl.loss(error, moment)
-    codes, parts = joined(grid, done)
+            lost.append(ldl.losses(error, moment))
+    (codes, parts), losses = joined(grid, done), torch.cat(lost)
     if split or _tiled(grid):
-        codes, lost = ranks.rows(codes, out // grid.format.step[0]), ranks.total([lost], codes.device)[0]
+        step = grid.format.step[0]
+        codes, losses = ranks.rows(codes, out // step), ranks.rows(losses, out, step)
     if split:
-        parts = {name: ranks.rows(own, out) for name, own in parts.items()}
-    report["error"] = lost / loss_of_nothing
-    return Quantized(format, codes, parts | around, (out, grid.shape[1]), report)
+        parts, had = {name: ranks.rows(part, out) for name, part in parts.items()}, ranks.rows(had, out)
+    report["error"] = float(losses.sum() / had.sum().clamp_min(1e-300))
+    told = None if format.sides else torch.stack([losses, had], 1)  # sides mix rows
+    return Quantized(format, codes, parts | around, (out, grid.shape[1]), report, told)
 
 
 @functools.cache

@@ -72,4 +72,9 @@ def _by_panel(x: Tensor, lower: Tensor, kernel: panels.Kernel) -> tuple[Tensor, 
 
 def loss(error: Tensor, moment: Tensor) -> float:
     """tr(E H ET) of E [out, in], summed in float64."""
-    return float(((error @ moment) * error).sum(dtype=torch.float64))
+    return float(losses(error, moment).sum())
+
+
+def losses(error: Tensor, moment: Tensor) -> Tensor:
+    """What each row adds to `loss`: float64 [out]."""
+    return ((error @ moment) * error).sum(1, dtype=torch.float64)
