@@ -49,6 +49,13 @@ def test_a_fragment_lies_where_the_header_says() -> None:
     assert (int(word) >> (4 * (2 * p + half) + 16 * e)) & 15 == codes[row, column]
 
 
+def test_three_bits_lie_where_the_header_says() -> None:
+    pairs = torch.randint(0, 8, (1, 1, 32, 32, 2), dtype=torch.uint8)
+    words = fragments._six_words(pairs)[0, 0].long()
+    assert (words[7, 2] >> (16 + 9)) & 7 == pairs[0, 0, 7, 13, 1]  # the fourth of five in word 2
+    assert sum((int(words[9, 3 + bit]) >> 12 & 1) << bit for bit in range(3)) == pairs[0, 0, 9, 31, 0]
+
+
 @pytest.mark.parametrize(("text", "shape", "fact"), [
     ("int4-g16", (64, 128), "group 1x16"),
     ("int5-g128", (64, 128), "element int5"),

@@ -220,6 +220,9 @@ static void copy(Copy c) {
     else current->open.push_back(c);
 }
 static void copy16(u32 to, const u8* from, u64) { copy({to, from, 16, true}); }
+static void copy16_if(u32 to, const u8* from, u64, bool wanted) {
+    if (wanted) copy({to, from, 16, true});
+}
 static void copy8(u32 to, const u8* from, u64) { copy({to, from, 8, true}); }
 static void copy16_or_zeros(u32 to, const u8* from, bool inside, u64 = 0) { copy({to, from, 16, inside}); }
 static void end_group() { current->groups.push_back(std::move(current->open)), current->open.clear(); }

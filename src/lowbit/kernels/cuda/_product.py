@@ -112,7 +112,7 @@ def macros(kind: Kind, dtype: torch.dtype, how: Tiles, tokens: int) -> _build.Ma
     values = {
         "BITS": kind.bits, "HALF": int(kind.codec or dtype == torch.float16), "GROUP": 4 // kind.groups if kind.groups else 0,
         "ASYM": int(kind.zeros), "ACT": kind.inputs, "SCALED": int(how.scaled), "WIDE": int(how.wide), "NT": eights(tokens),
-        "RT": how.high, "WN": how.beside, "WK": how.along, "DEPTH": how.stages,
+        "RT": how.high, "WN": how.beside, "WK": how.along, "DEPTH": how.stages, "SPANS": int(how.span > 0),
         "CODEC": int(kind.codec), "LUT": int(kind.table), "OUT": int(kind.codec and dtype == torch.bfloat16),
     }  # fmt: skip
     return tuple(values.items())

@@ -158,6 +158,11 @@ INLINE void copy16(u32 to, const u8* from, u64 policy) {
 INLINE void copy8(u32 to, const u8* from, u64 policy) {
     asm volatile("cp.async.ca.shared.global.L2::cache_hint [%0], [%1], 8, %2;" ::"r"(to), "l"(from), "l"(policy) : "memory");
 }
+INLINE void copy16_if(u32 to, const u8* from, u64 policy, bool wanted) {
+    asm volatile("{ .reg .pred p; setp.ne.b32 p, %3, 0; @p cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2; }" ::"r"(to), "l"(from),
+                 "l"(policy), "r"((int)wanted)
+                 : "memory");
+}
 INLINE void copy16_or_zeros(u32 to, const u8* from, bool inside) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(inside ? 16 : 0) : "memory");
 }

@@ -16,8 +16,8 @@
 // LUT: a code is the place of a half in a table of 16, whose lower and upper bytes are looked up by prmt, eight places at once.
 //
 // Compiled with: BITS 2|3|4|8|16, HALF 0 bfloat16 | 1 float16, GROUP units of 32 columns (0: a scale per row), ASYM, SCALED,
-// WIDE, NT tokens / 8, RT, WN warps over rows, WK warps over columns, DEPTH; ACT 0 | 1 int8 | 2 float8 e4m3 (then BITS 16, GROUP 0);
-// CODEC 0 | 1 (then BITS 2|3|4, HALF 1, GROUP 0), LUT 0 | 1 (then BITS 4, not ASYM), OUT 0: y is of the type of x | 1: bfloat16.
+// WIDE, NT tokens / 8, RT, WN warps over rows, WK warps over columns, DEPTH, SPANS 0: x comes whole | 1: in spans;
+// ACT 0 | 1 int8 | 2 float8 e4m3 (then BITS 16, GROUP 0); CODEC 0 | 1 (then BITS 2|3|4, HALF 1, GROUP 0), LUT 0 | 1 (then BITS 4, not ASYM), OUT 0: y is of the type of x | 1: bfloat16.
 
 #ifndef CODEC
 #define CODEC 0
@@ -42,76 +42,74 @@ constexpr bool FOLDED = (GROUP && !SCALED) || (ACT == 2 && WIDE); // wgmma sums 
 constexpr int UNITS = GROUP ? GROUP : 4;                     // of 32 columns, in a group
 static_assert(!WIDE || (RT == 1 && WN % 4 == 0), "four warps of one tile each make a wgmma");
 
-constexpr int BITS_OF_MAGIC = HALF ? 10 : 7;                 // bits below the hidden one
-constexpr u32 MAGIC = HALF ? 0x64006400u : 0x43004300u;
-constexpr int MAGIC_VALUE = HALF ? 1024 : 128;
-constexpr int PER_SHIFT = BITS < 8 ? (BITS_OF_MAGIC - BITS) / LOW + 1 : 1;  // pairs that one shift serves
+constexpr int MANTISSA = HALF ? 10 : 7;                      // bits below the hidden one
 
-// the half of +-m / 2^p + z, for 0 <= z < 2^BITS, as a pair; m the magic value
-__host__ __device__ constexpr u32 half_bits(int value8) {   // value8 = 8 * value > 0, exact in either type
-    int e = 0;
-    while ((value8 >> (e + 1)) != 0) e++;                    // value8 = 2^e * (1 + f)
-    u32 f = (u32)(value8 - (1 << e));
-    u32 fraction = e > BITS_OF_MAGIC ? f >> (e - BITS_OF_MAGIC) : f << (BITS_OF_MAGIC - e);
-    u32 half = ((u32)(e - 3 + (HALF ? 15 : 127)) << BITS_OF_MAGIC) | fraction;
-    return half * 0x00010001u;
-}
-constexpr u32 NEGATIVE = 0x80008000u;
+// the halves 2^(MANTISSA - at) as a pair: a code put at bit `at` adds itself to them
+__host__ __device__ constexpr u32 magic(int at) { return (HALF ? 0x6400u - (at << 10) : 0x4300u - (at << 7)) * 0x00010001u; }
+__host__ __device__ constexpr u32 twice(u32 code) { return code * 0x00010001u; }
 
 INLINE u32 byte_pair(u32 t) {            // two codes of 8 bits -> u - 128
 #if HALF
-    return sub2(and_or(t, 0x00ff00ffu, MAGIC), half_bits(8 * (1024 + 128)));
+    return sub2(and_or(t, 0x00ff00ffu, magic(0)), twice(0x6480u));
 #else
-    return sub2(and_or(t, 0x007f007fu, MAGIC), and_xor(t, 0x00800080u, 0x43804380u));
+    return sub2(and_or(t, 0x007f007fu, magic(0)), and_xor(t, 0x00800080u, 0x43804380u));
 #endif
 }
 
 struct Zero {                                                // what is taken off a pair of one row
-    u32 at[4];                                               // by place of the code in its half; at[0] for 8 bits
+    u32 at[8];                                               // by the bit where its code is put; at[0] for 8 bits
 };
 
 INLINE Zero zero_of(u32 code) {          // code: one row's zero
     Zero z;
-    u32 pair = code * 0x00010001u;
     if constexpr (BITS == 8) {
-        z.at[0] = byte_pair(pair);
+        z.at[0] = byte_pair(twice(code));
     } else {
-        z.at[0] = (pair | MAGIC) ^ NEGATIVE;
 #pragma unroll
-        for (int j = 1; j < (PER_SHIFT < 4 ? PER_SHIFT : 4); j++)
-            z.at[j] = sub2(z.at[0], half_bits(8 * MAGIC_VALUE - 8 * MAGIC_VALUE / (1 << (LOW * j))) ^ NEGATIVE);
+        for (int at = 0; at < 8; at++) z.at[at] = twice(code) << at | magic(at);
     }
     return z;
-}
-
-// pair I of a low word (and pair J of a high word): element values less zero
-template <int I, int J>
-INLINE u32 pair_of(u32 low, u32 high, const Zero& zero) {
-    if constexpr (BITS == 8) {
-        u32 v = byte_pair(I ? low >> 8 : low);
-        return ASYM ? sub2(v, zero.at[0]) : v;
-    } else {
-        constexpr int PLACES = PER_SHIFT < 4 ? PER_SHIFT : 4;
-        constexpr int place = I % PLACES, at = LOW * place, shift = LOW * (I - place);
-        constexpr u32 mask = ((1u << LOW) - 1) * 0x00010001u << at;
-        u32 v = and_or(shift ? low >> shift : low, mask, MAGIC);
-        if constexpr (BITS == 3) {
-            constexpr int bits[16] = {2, 4, 6, 3, 5, 7, 14, 15, 8, 10, 12, 9, 11, 13, 0, 1};
-            constexpr int move = bits[J] - at - 2;
-            u32 h = move > 0 ? high >> (move > 0 ? move : 0) : high << (move > 0 ? 0 : -move);
-            v = and_or(h, 0x00040004u << at, v);
-        }
-        constexpr u32 symmetric = half_bits(8 * MAGIC_VALUE / (1 << at) + 8 * (1 << (BITS - 1))) ^ NEGATIVE;
-        constexpr u32 factor = half_bits(8) - (u32)(at << BITS_OF_MAGIC) * 0x00010001u;
-        u32 off = ASYM ? zero.at[place] : symmetric;
-        return at ? fma2(v, factor, off) : sub2(v, off ^ NEGATIVE);
-    }
 }
 
 struct Words {
     u32 low[2 * LOW];
     u32 high[BITS == 3 ? 2 : 1];
+    template <int I>
+    INLINE u32 get() const { return I < 2 * LOW ? low[I % (2 * LOW)] : high[I % 2 * (BITS == 3)]; }
 };
+
+struct Place { int word, shift, at; };                       // of a pair: its word, moved down by `shift`, has it at bit `at`
+
+__host__ __device__ constexpr Place place_of(int pair) {
+    if (BITS == 3) {
+        const int word = pair / 5, i = pair % 5;
+        return i < 4 ? Place{word, i / 2 * 6, i % 2 * 3} : Place{word, 12 - word % 3, 1 + word % 3};
+    }
+    const int together = BITS == 4 ? 1 + HALF : 3 + HALF, i = pair % (16 / BITS);   // pairs that one shift serves
+    return {pair / (16 / BITS), i / together * together * BITS, i % together * BITS};
+}
+
+// pair I of a lane: element values less zero
+template <int I>
+INLINE u32 pair_of(const Words& words, const Zero& zero) {
+    if constexpr (BITS == 8) {
+        const u32 w = words.get<I / 2>(), v = byte_pair(I % 2 ? w >> 8 : w);
+        return ASYM ? sub2(v, zero.at[0]) : v;
+    } else {
+        constexpr bool spread = BITS == 3 && I >= 30;        // over the spare bits of three words
+        constexpr Place place = place_of(spread ? 0 : I);
+        u32 v;
+        if constexpr (spread) {
+            constexpr int first = I % 2 * 3;
+            v = and_or(words.get<first>() >> 12, twice(1), magic(0));
+            v = and_or(words.get<first + 1>() >> 11, twice(2), v);
+            v = and_or(words.get<first + 2>() >> 10, twice(4), v);
+        } else {
+            v = and_or(words.get<place.word>() >> place.shift, twice(((1u << BITS) - 1) << place.at), magic(place.at));
+        }
+        return sub2(v, ASYM ? zero.at[place.at] : magic(place.at) | twice(1u << (BITS - 1) << place.at));
+    }
+}
 
 // CODEC: the 16 bits that end with code I (0 .. 7) of a lane's bits of tile N of the chunk; `before`: the words of the lane before
 template <int N>
@@ -174,19 +172,15 @@ INLINE void unit(u32 (&a)[8], const Words& words, const Words& before, const Zer
         looked_up(a, words.low[2 * U], before.low), looked_up(a + 4, words.low[2 * U + 1], before.low);
         return;
     }
-    const u32 *low = words.low, *high = words.high;
-    constexpr int N = LOW < 16 ? 16 / LOW : 1, B = U % 2 * 8;               // pairs of a word; first pair in the high word
-    const u32* w = low + U * (8 / N);
-    const u32 h = BITS == 3 ? high[U / 2] : 0;
     if constexpr (BITS == 16) {
 #pragma unroll
-        for (int j = 0; j < 8; j++) a[j] = w[j];
+        for (int j = 0; j < 8; j++) a[j] = words.low[U * 8 + j];
         return;
     }
-    a[0] = pair_of<0 % N, B + 0>(w[0 / N], h, top), a[1] = pair_of<1 % N, B + 1>(w[1 / N], h, bottom);
-    a[2] = pair_of<2 % N, B + 2>(w[2 / N], h, top), a[3] = pair_of<3 % N, B + 3>(w[3 / N], h, bottom);
-    a[4] = pair_of<4 % N, B + 4>(w[4 / N], h, top), a[5] = pair_of<5 % N, B + 5>(w[5 / N], h, bottom);
-    a[6] = pair_of<6 % N, B + 6>(w[6 / N], h, top), a[7] = pair_of<7 % N, B + 7>(w[7 / N], h, bottom);
+    a[0] = pair_of<8 * U>(words, top), a[1] = pair_of<8 * U + 1>(words, bottom);
+    a[2] = pair_of<8 * U + 2>(words, top), a[3] = pair_of<8 * U + 3>(words, bottom);
+    a[4] = pair_of<8 * U + 4>(words, top), a[5] = pair_of<8 * U + 5>(words, bottom);
+    a[6] = pair_of<8 * U + 6>(words, top), a[7] = pair_of<8 * U + 7>(words, bottom);
 }
 
 INLINE float low_half(u32 pair) { return __uint_as_float(pair << 16); }   // scales are bfloat16
@@ -239,20 +233,25 @@ INLINE void fetch_rows(u32 stage, const u8* w, int tile, int rows, int inputs, i
         }
 }
 
-// one stage of the ring: chunk `chunk` of this warp's tiles
-INLINE void fetch(u32 stage, const u8* low, const u8* high, const u8* meta, int tile, int tiles, int chunk,
-                                      int chunks, int lane, u64 policy) {
+// What a lane copies of its warp's tiles, a stage after the other.
+struct Source {
+    const u8 *low, *high, *meta;                             // where the lane's part of the first tile's first chunk lies
+    u32 at[RT];                                              // chunks before the next one
+    u64 policy;
+
+    INLINE void next(u32 stage, int lane) {
 #pragma unroll
-    for (int rt = 0; rt < RT; rt++) {
-        const size_t at = (size_t)min(tile + rt, tiles - 1) * chunks + chunk;
-        const u32 to = stage + rt * TILE_BYTES;
+        for (int rt = 0; rt < RT; rt++) {
+            const u32 to = stage + rt * TILE_BYTES;
+            const u8* from = low + (size_t)at[rt] * LOW_BYTES;
 #pragma unroll
-        for (int v = 0; v < LOW / 2; v++) copy16(to + v * 512 + lane * 16, low + at * LOW_BYTES + v * 512 + lane * 16, policy);
-        if (BITS == 3) copy8(to + LOW_BYTES + lane * 8, high + at * HIGH_BYTES + lane * 8, policy);
-        if (lane < META_BYTES / 16)
-            copy16(to + LOW_BYTES + HIGH_BYTES + lane * 16, meta + at * META_BYTES + lane * 16, policy);
+            for (int v = 0; v < LOW / 2; v++) copy16(to + v * 512 + lane * 16, from + v * 512, policy);
+            if (BITS == 3) copy8(to + LOW_BYTES + lane * 8, high + (size_t)at[rt] * HIGH_BYTES, policy);
+            if (GROUP) copy16_if(to + LOW_BYTES + HIGH_BYTES + lane * 16, meta + (size_t)at[rt] * META_BYTES, policy, lane < META_BYTES / 16);
+            at[rt] += WK;
+        }
     }
-}
+};
 
 // where 16 bytes of x lie in shared memory: block of 64 columns (`block` bytes each), token, eighth of the block
 INLINE u32 x_place(int index, int block, int token, int eighth) { return index * block + token * 128 + ((eighth ^ (token & 7)) << 4); }
@@ -268,6 +267,25 @@ struct CopyX {
         token = threadIdx.x / 16, v = threadIdx.x % 16;
         from = x + (size_t)(NT == 1 ? 0 : token) * inputs * 2 + (NT == 1 ? 0 : v * 16);
         to = shared + (NT == 1 || THREADS % 128 ? 0 : x_place(v / 8, block, token, v % 8));
+    }
+    // Few tokens, all chunks: by reads, so that nobody waits for the weights that are on their way
+    INLINE void now(u8* shared, int chunk, int chunks) const {
+        constexpr int AT_ONCE = 4;
+        for (int i = threadIdx.x; i < tokens * chunks * 16; i += AT_ONCE * THREADS) {
+            uint4 v[AT_ONCE];
+            u32 place[AT_ONCE];
+#pragma unroll
+            for (int k = 0; k < AT_ONCE; k++) {
+                const int n = i + k * THREADS, t = tokens == 1 ? 0 : n / (chunks * 16), piece = n - t * chunks * 16;
+                const int column = chunk * 128 + piece * 8;
+                place[k] = x_place(piece / 8, block, t, piece % 8);
+                const bool there = t < tokens && column < inputs;
+                v[k] = there ? *(const uint4*)(from + ((size_t)t * inputs + column) * 2) : uint4{0, 0, 0, 0};
+            }
+#pragma unroll
+            for (int k = 0; k < AT_ONCE; k++)
+                if (i + k * THREADS < tokens * chunks * 16) *(uint4*)(shared + place[k]) = v[k];
+        }
     }
     // `chunks` chunks from `chunk` on, `at` bytes behind the start
     INLINE void operator()(u32 at, int chunk, int chunks) const {
@@ -397,12 +415,15 @@ extern "C" __global__ void __launch_bounds__(THREADS) product(const u8* x, const
     const int block = (WIDE ? TOKENS : tokens) * 128;                // bytes of 64 columns of x
     const int buffers = span < per ? 2 : 1, buffer = span * 2 * block;
     const u32 xs = address(shared), ring = xs + buffers * buffer + warp * DEPTH * STAGE;
-    const u64 policy = streamed();
+    Source source = {low + lane * 16, high + lane * 8, meta + lane * 16, {}, streamed()};
+#pragma unroll
+    for (int rt = 0; rt < RT; rt++) source.at[rt] = min(tile + rt, tiles - 1) * chunks + first + wk;
+    u32 filled = ring, used = ring;                                  // the stages that come next
+    const auto after = [&](u32 stage) { return stage == ring + (DEPTH - 1) * STAGE ? ring : stage + STAGE; };
     const auto get = [&](int i) {                                    // round i into its stage
-        const int chunk = first + wk + i * WK;
-        const u32 stage = ring + i % DEPTH * STAGE;
-        if (BITS == 16) fetch_rows(stage, low, tile, rows, inputs, chunk, lane, policy);
-        else fetch(stage, low, high, meta, tile, tiles, chunk, chunks, lane, policy);
+        if (BITS == 16) fetch_rows(filled, low, tile, rows, inputs, first + wk + i * WK, lane, source.policy);
+        else source.next(filled, lane);
+        filled = after(filled);
     };
 #pragma unroll
     for (int d = 0; d < DEPTH - 1; d++) {
@@ -425,9 +446,13 @@ extern "C" __global__ void __launch_bounds__(THREADS) product(const u8* x, const
     __shared__ float token_scales[TOKENS];
     if ((ACT || CODEC) && threadIdx.x < tokens) token_scales[threadIdx.x] = beside[CODEC ? 0 : token + threadIdx.x];
     const CopyX copy_x(xs, block, x, tokens, inputs);
-    copy_x(0, first, min(span, mine));
-    wait_for_copies();
-    show_to_wgmma();
+    if (NT == 1 && !SPANS && !WIDE) {
+        copy_x.now(shared, first, mine);
+    } else {
+        copy_x(0, first, min(span, mine));
+        wait_for_copies();
+        show_to_wgmma();
+    }
     __syncthreads();
 
     Part part = {};
@@ -437,26 +462,28 @@ extern "C" __global__ void __launch_bounds__(THREADS) product(const u8* x, const
     u32 x_at[NT];                                                    // tokens beyond the last repeat it and are not written
 #pragma unroll
     for (int nt = 0; nt < NT; nt++) x_at[nt] = x_place(0, block, min(nt * 8 + lane % 8, tokens - 1), lane / 8);
-    const int rounds = (mine + WK - 1) / WK, per_span = span / WK;
+    const int rounds = SPANS ? (mine + WK - 1) / WK : steps, per_span = span / WK;
     int place = 0, now = 0;                                          // round of the span, its buffer
+    u32 x_now = xs + wk * 2 * block;                                 // this warp's chunk of x
 #pragma unroll 1
     for (int i = 0; i < rounds; i++) {
         wait_for_all_groups_but<DEPTH - 2>();
         __syncwarp();
-        if (place == per_span) {
+        if (SPANS && place == per_span) {
             show_to_wgmma();
             __syncthreads();
             place = 0, now ^= 1;
+            x_now = xs + now * buffer + wk * 2 * block;
         }
-        if (place == 0) {
+        if (SPANS && place == 0) {
             const int start = (i + per_span) * WK;
             if (start < mine) copy_x((now ^ 1) * buffer, first + start, min(span, mine - start));
         }
         const int next = i + DEPTH - 1;
         if (next < steps) get(next);
         end_group();
-        if (i < steps) {
-            const u32 stage = ring + i % DEPTH * STAGE;
+        if (!SPANS || i < steps) {
+            const u32 stage = used;
             Words w[RT], before[RT];
 #pragma unroll
             for (int rt = 0; rt < RT; rt++) {
@@ -465,11 +492,12 @@ extern "C" __global__ void __launch_bounds__(THREADS) product(const u8* x, const
                 if (LUT) before[rt] = table;
             }
             const u32 metas = stage + LOW_BYTES + HIGH_BYTES;
-            const u32 at = xs + now * buffer + (wk + place * WK) * 2 * block;
-            step<0>(part, total, w, before, group, metas, x_at, at, block, lane);
-            step<1>(part, total, w, before, group, metas, x_at, at, block, lane);
-            step<2>(part, total, w, before, group, metas, x_at, at, block, lane);
-            step<3>(part, total, w, before, group, metas, x_at, at, block, lane);
+            step<0>(part, total, w, before, group, metas, x_at, x_now, block, lane);
+            step<1>(part, total, w, before, group, metas, x_at, x_now, block, lane);
+            step<2>(part, total, w, before, group, metas, x_at, x_now, block, lane);
+            step<3>(part, total, w, before, group, metas, x_at, x_now, block, lane);
+            used = after(used);
+            x_now += WK * 2 * block;
         }
         place++;
     }
@@ -495,7 +523,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) product(const u8* x, const
 #pragma unroll
             for (int j = 0; j < 4; j++) {
                 const int row = (wn * RT + rt) * 16 + lane / 4 + (j / 2) * 8, column = nt * 8 + lane % 4 * 2 + j % 2;
-                sums[(wk * TOKENS + column) * LINE + row] = total[rt][nt][j];
+                if (column < tokens) sums[(wk * TOKENS + column) * LINE + row] = total[rt][nt][j];
             }
     __syncthreads();
     y += (size_t)token * rows;

@@ -7,8 +7,9 @@ Idea      The bytes lie in memory as the tensor cores want them in registers: we
 Layout    Tiles of 16 rows x chunks of 128 columns. Lane 4r + c (r 0..7, c 0..3) holds of rows r and r + 8 the columns
           32u + 16t + 8p + 2c + e (u 0..3, t, p, e 0..1): 32 pairs in order (u, t, p, row half), the pair is e. A word of 32
           bits holds 16 / bits pairs: pair i has e = 0 at bit bits * i, e = 1 at bit 16 + bits * i.
-          low: [tiles, chunks, vectors, lane, 4 words]. 3 bits: the lower two as of 2 bits; high: [tiles, chunks, lane, 2
-          words]: word u / 2, pair (u % 2) * 8 + 4t + 2p + half at bits HIGH_BITS[pair] and 16 + HIGH_BITS[pair].
+          low: [tiles, chunks, vectors, lane, 4 words]. 3 bits: of a lane's six words four in low, two in high: [tiles, chunks,
+          lane, 2 words]. Pairs 0 .. 29 lie five to a word, at bits FIVES of each half; bit SPARE of three words is a bit
+          each of pair 30 (words 0, 1, 2, lowest first) or 31.
           meta: int16 [tiles, chunks, groups of a chunk, r, (scale r, scale r + 8, zero r, zero r + 8)], the last two only if
           asymmetric; with one scale per row [tiles, r, ...].
 Source    Marlin (2408.11743) for magic numbers and fragment order; the layout, the column order and the schedule are our own.
@@ -34,7 +35,8 @@ from lowbit.kernels.cuda._product import DECODE_TOKENS, Kind, Tiles
 RANK = 30
 SCALES = {"half", "bf16", "e8m0"}
 """What bfloat16 holds exactly."""
-HIGH_BITS = (2, 4, 6, 3, 5, 7, 14, 15, 8, 10, 12, 9, 11, 13, 0, 1)
+FIVES, SPARE = (0, 3, 6, 9, 13), 12
+"""Where codes of 3 bits begin in half a word, and the bit that none of them takes."""
 
 
 def supports(format: Format, shape: tuple[int, int], device: torch.device, dtype: torch.dtype, tokens: int) -> str:
@@ -87,7 +89,7 @@ def prepare(format: Format, packed: Tensor, parts: dict[str, Tensor], shape: tup
     codes = packing.codes(format, packed, shape)
     pairs = _pairs(codes)
     if _bits(format) == 3:
-        low, high = _words(pairs & 3, 2), _high_words(pairs >> 2)
+        low, high = (part.contiguous() for part in _six_words(pairs).split((4, 2), -1))
     else:
         low, high = _words(pairs, _bits(format)), None
     tiles, chunks = low.shape[:2]
@@ -143,18 +145,20 @@ def _from_words(words: Tensor, bits: int) -> Tensor:
     return torch.stack(fields, -1).to(torch.uint8).reshape(*words.shape[:3], 32, 2)
 
 
-def _high_words(pairs: Tensor) -> Tensor:
-    """The third bits [tiles, chunks, lane, 32, 2] -> int32 [tiles, chunks, lane, 2]."""
-    grouped = pairs.unflatten(3, (2, 16)).long()
-    words = torch.zeros_like(grouped[..., 0, 0])
-    for i, bit in enumerate(HIGH_BITS):
-        words |= (grouped[..., i, 0] << bit) | (grouped[..., i, 1] << (16 + bit))
-    return _signed(words)
+def _six_words(pairs: Tensor) -> Tensor:
+    """Codes of 3 bits [tiles, chunks, lane, 32, 2] -> int32 [tiles, chunks, lane, 6]."""
+    halves = pairs.long()[..., 0] | pairs.long()[..., 1] << 16
+    fives, last = halves[..., :30].unflatten(-1, (6, 5)), halves[..., 30:]
+    spare = torch.stack([last >> bit & 0x10001 for bit in range(3)], -1).flatten(-2)
+    return _signed(sum((fives[..., i] << at for i, at in enumerate(FIVES)), spare << SPARE))
 
 
-def _from_high_words(words: Tensor) -> Tensor:
-    fields = [(words >> (bit + 16 * e)) & 1 for bit in HIGH_BITS for e in (0, 1)]
-    return torch.stack(fields, -1).to(torch.uint8).reshape(*words.shape[:3], 32, 2)
+def _from_six_words(words: Tensor) -> Tensor:
+    halves = torch.stack([words & 0xFFFF, words >> 16 & 0xFFFF], -1)  # tile, chunk, lane, word, e
+    fives = torch.stack([halves >> at & 7 for at in FIVES], -2).flatten(3, 4)
+    spare = (halves >> SPARE & 1).unflatten(3, (2, 3))
+    last = spare[:, :, :, :, 0] | spare[:, :, :, :, 1] << 1 | spare[:, :, :, :, 2] << 2
+    return torch.cat([fives, last], 3).to(torch.uint8)
 
 
 def _meta(format: Format, parts: dict[str, Tensor], tiles: int, chunks: int) -> Tensor:
@@ -180,7 +184,7 @@ def restore(prepared: dict[str, Tensor], format: Format, shape: tuple[int, int])
     """The packed codes and parts that `prepare` was given."""
     bits = _bits(format)
     low = prepared["low"].transpose(2, 3).flatten(3)
-    pairs = _from_words(low, 2) | (_from_high_words(prepared["high"]) << 2) if bits == 3 else _from_words(low, bits)
+    pairs = _from_six_words(torch.cat([low, prepared["high"]], -1)) if bits == 3 else _from_words(low, bits)
     meta = prepared["meta"]
     tiles = meta.shape[0]
     fields = meta.view(tiles, -1, 8, meta.shape[-1] // 2, 2).permute(3, 0, 4, 2, 1).reshape(meta.shape[-1] // 2, tiles * 16, -1)
