@@ -56,7 +56,7 @@ def test_it_is_the_product_of_the_decoded_matrix(text: str) -> None:
 
 
 def test_layers_take_it_and_what_it_refuses_goes_elsewhere() -> None:
-    layer = QuantizedLinear.from_quantized(quantized(formats.parse("trellis2-plain"))).prepare()
+    layer = QuantizedLinear.from_quantized(quantized(formats.parse("three_inst2-plain"))).prepare()
     assert layer.kernel == NAME and layer.resident_bytes() == layer.memory_bytes()
     cpu, told = torch.device("cpu"), dispatch.get(NAME).supports
     assert "plain scales" in told(formats.parse("nvfp4"), SHAPE, cpu, torch.float32, 1)

@@ -3,7 +3,8 @@
 In / Out  stored codes, scales, tables, books -> the same, but trellises with the codes of a tile from last to first;
           x [tokens, in] -> y [tokens, out].
 Idea      Sixteen rows and a span of inputs become floats that stay in the first cache: sixteen codes of a table by one
-          permutation, eight weights of a lattice or a sum of books by a load or two, a trellis by its values of all states.
+          permutation, eight weights of a lattice or a sum of books by a load or two, a trellis by its values of all states
+          (those that trellis.py does not compute).
           Above 16 tokens panels of rows are decoded into x's dtype for a plain product.
 Figures   Relative error against float64, Gaussian x: 3e-7 (float32), 1.7e-3 (bfloat16, up to 16 tokens: the rounding of y).
 Traps     Arithmetic takes longer than reading; but for tables and short books the decoding bounds the speed. Not for scales

@@ -38,6 +38,21 @@ inline Ints right(Ints a, int n) { return _mm512_srli_epi32(a, n); }
 inline Ints times(Ints a, Ints b) { return _mm512_mullo_epi32(a, b); }
 /// sum + the four products of unsigned bytes of u and signed bytes of s; BITS: of u
 template <int BITS> inline Ints dot(Ints sum, Ints u, Ints s) { return _mm512_dpbusd_epi32(sum, u, s); }
+/// The words of 16 bits, two in a lane.
+inline Ints fill16(int16_t v) { return _mm512_set1_epi16(v); }
+inline Ints plus16(Ints a, Ints b) { return _mm512_add_epi16(a, b); }
+inline Ints plus8(Ints a, Ints b) { return _mm512_add_epi8(a, b); }
+/// The lower and the upper half of products; upper: of unsigned numbers.
+inline Ints low16(Ints a, Ints b) { return _mm512_mullo_epi16(a, b); }
+inline Ints high16(Ints a, Ints b) { return _mm512_mulhi_epu16(a, b); }
+/// The sum of the two bytes of each word.
+inline Ints pairs(Ints a) { return _mm512_maddubs_epi16(a, fill16(0x0101)); }
+/// The lower 16 bits of (a then b) >> N, word by word
+template <int N> inline Ints window(Ints a, Ints b) { return _mm512_shrdi_epi16(b, a, N); }
+/// sum + the two products of signed words
+inline Ints dot16(Ints sum, Ints a, Ints b) { return _mm512_dpwssd_epi32(sum, a, b); }
+/// Four lanes, again and again.
+inline Ints four(const void *p) { return _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)p)); }
 inline Floats real(Ints a) { return _mm512_cvtepi32_ps(a); }
 inline Ints whole(Floats a) { return _mm512_cvtps_epi32(a); }
 inline Floats as_floats(Ints a) { return _mm512_castsi512_ps(a); }
@@ -55,6 +70,9 @@ inline Floats fuse(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, 
 /// c - a b
 inline Floats unfuse(Floats a, Floats b, Floats c) { return _mm512_fnmadd_ps(a, b, c); }
 inline float total(Floats a) { return _mm512_reduce_add_ps(a); }
+inline Ints as_ints(Floats a) { return _mm512_castps_si512(a); }
+/// Rounded to half precision and back.
+inline Floats halved(Floats a) { return _mm512_cvtph_ps(_mm512_cvtps_ph(a, 0)); }
 
 #else
 
@@ -91,6 +109,22 @@ template <int BITS> inline __m256i dot(__m256i sum, __m256i u, __m256i s) {
   return _mm256_add_epi32(sum, _mm256_add_epi32(first, second));
 }
 template <int BITS> inline Ints dot(Ints sum, Ints u, Ints s) { return {dot<BITS>(sum.a, u.a, s.a), dot<BITS>(sum.b, u.b, s.b)}; }
+inline Ints fill16(int16_t v) { return {_mm256_set1_epi16(v), _mm256_set1_epi16(v)}; }
+inline Ints plus16(Ints x, Ints y) { return {_mm256_add_epi16(x.a, y.a), _mm256_add_epi16(x.b, y.b)}; }
+inline Ints plus8(Ints x, Ints y) { return {_mm256_add_epi8(x.a, y.a), _mm256_add_epi8(x.b, y.b)}; }
+inline Ints low16(Ints x, Ints y) { return {_mm256_mullo_epi16(x.a, y.a), _mm256_mullo_epi16(x.b, y.b)}; }
+inline Ints high16(Ints x, Ints y) { return {_mm256_mulhi_epu16(x.a, y.a), _mm256_mulhi_epu16(x.b, y.b)}; }
+inline Ints pairs(Ints x) {
+  const __m256i ones = _mm256_set1_epi16(0x0101);
+  return {_mm256_maddubs_epi16(x.a, ones), _mm256_maddubs_epi16(x.b, ones)};
+}
+template <int N> inline __m256i window(__m256i a, __m256i b) { return _mm256_or_si256(_mm256_slli_epi16(a, 16 - N), _mm256_srli_epi16(b, N)); }
+template <int N> inline Ints window(Ints x, Ints y) { return {window<N>(x.a, y.a), window<N>(x.b, y.b)}; }
+inline Ints dot16(Ints sum, Ints x, Ints y) { return plus(sum, {_mm256_madd_epi16(x.a, y.a), _mm256_madd_epi16(x.b, y.b)}); }
+inline Ints four(const void *p) {
+  const __m256i found = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)p));
+  return {found, found};
+}
 inline Floats real(Ints x) { return HALVES(_mm256_cvtepi32_ps); }
 inline Ints whole(Floats x) { return HALVES(_mm256_cvtps_epi32); }
 inline Floats as_floats(Ints x) { return HALVES(_mm256_castsi256_ps); }
@@ -118,9 +152,12 @@ inline float total(Floats x) {
   const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
 }
+inline Ints as_ints(Floats x) { return HALVES(_mm256_castps_si256); }
+inline Floats halved(Floats x) { return {_mm256_cvtph_ps(_mm256_cvtps_ph(x.a, 0)), _mm256_cvtph_ps(_mm256_cvtps_ph(x.b, 0))}; }
 #undef HALVES
 
 #endif
+
 
 /// Sixteen floats stored as bfloat16.
 inline Floats halves(const uint16_t *p) { return as_floats(left(shorts(p), 16)); }
