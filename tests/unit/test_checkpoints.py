@@ -68,6 +68,17 @@ def test_a_truncated_file_names_file_and_tensor(tmp_path: Path) -> None:
         Shard(path)
 
 
+def test_pieces_of_a_tensor_are_read_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "TOGETHER", 1000)
+    wanted = {"long": torch.randn(77, 91), "short": torch.arange(3)}
+    write_shard(tmp_path / "a.safetensors", wanted)
+    with Shard(tmp_path / "a.safetensors") as shard:
+        assert all(torch.equal(shard.tensor(name), value) for name, value in wanted.items())
+        (tmp_path / "a.safetensors").write_bytes((tmp_path / "a.safetensors").read_bytes()[:20000])
+        with pytest.raises(CheckpointError, match="ends early, in long: it was cut while being read"):
+            shard.tensor("long")
+
+
 def test_a_missing_shard_is_named(tiny_llama: Path) -> None:
     split(tiny_llama)
     whole = Folder(tiny_llama)

@@ -65,6 +65,7 @@ def toys(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     plugins = methods.shelf._plugins | {name: name for name in TOYS}
     monkeypatch.setitem(methods.shelf.__dict__, "_plugins", plugins)
+    monkeypatch.setitem(methods.shelf.__dict__, "_given", {})
     yield
     methods.get.cache_clear()
 

@@ -5,6 +5,7 @@
     mine = "my_package.mine"
 where the value names a module that follows the same contract as a file of the folder.
 A name with a number at its end ("int4", "mxfp6") finds its family's file ("int", "mxfp"): `resolve` gives file and number.
+A file may be added at any time; what `get` has given once it gives again without looking, a thousand times a block.
 """
 
 import functools
@@ -30,6 +31,7 @@ class Shelf:
     def __init__(self, package: str, kind: str) -> None:
         self.package = package
         self.kind = kind
+        self._given: dict[str, ModuleType] = {}
 
     @functools.cached_property
     def _plugins(self) -> dict[str, str]:
@@ -43,15 +45,16 @@ class Shelf:
         return sorted(files | set(self._plugins))
 
     def __contains__(self, name: str) -> bool:
-        return name in self.names()
+        return name in self._given or name in self.names()
 
     def get(self, name: str) -> ModuleType:
         """The module of one entry. Raises RequestError with the nearest names when there is none."""
-        if name in self._plugins:
-            return importlib.import_module(self._plugins[name].partition(":")[0])
-        if name not in self.names():
-            raise RequestError(f"Unknown {self.kind} '{name}'. {nearest(name, self.names())}")
-        return importlib.import_module(f"{self.package}.{name}")
+        if name not in self._given:
+            if name not in self:
+                raise RequestError(f"Unknown {self.kind} '{name}'. {nearest(name, self.names())}")
+            place = self._plugins.get(name, f"{self.package}.{name}")
+            self._given[name] = importlib.import_module(place.partition(":")[0])
+        return self._given[name]
 
     def resolve(self, name: str) -> tuple[ModuleType, str]:
         """The module of `name`, or of its family, and the number ("" when the file has the whole name)."""
