@@ -263,7 +263,9 @@ def main() -> None:
     if wanted.profile:
         folder = room / f"model-{wanted.profile}"
         run(wanted, folder, room / "text.txt")
-        keep("gpu_quantize", **told, profiled_blocks=wanted.profile, phases=profile(wanted, folder, room / "text.txt"))
+        phases = profile(wanted, folder, room / "text.txt")
+        if rank == 0:
+            keep("gpu_quantize", **told, profiled_blocks=wanted.profile, phases=phases)
         if wanted.kernels:
             kernels(wanted, folder, room / "text.txt")
     if rank == 0 and not wanted.keep:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lowbit.core.errors import CalibrationError
+from lowbit.pipeline import tokenizing
 
 SAMPLES = 64
 LENGTH = 2048
@@ -112,7 +113,7 @@ def windows(name: str, text: str, tokenizer: Any, length: int, count: int | None
     bos = tokenizer.bos_token_id
     body = length if bos is None else length - 1
     limit = None if count is None else (count + 1) * body * 16  # no tokenizer needs more than 16 characters a token on average
-    ids = tokenizer(text[:limit], add_special_tokens=False, verbose=False)["input_ids"]
+    ids = tokenizing.ids(tokenizer, text[:limit])
     found = len(ids) // body
     if found == 0:
         raise CalibrationError(
