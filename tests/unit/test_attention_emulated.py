@@ -1,14 +1,13 @@
 """attention.cu on the CPU (emulated/cuda_on_cpu.h) against float64 attention to the decoded keys and values. Needs g++."""
 
 import ctypes
-import importlib.resources
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
+from unit.emulated import on_cpu
 
 from lowbit.core.errors import ShapeError
 from lowbit.kernels.cuda import _attention
@@ -16,7 +15,6 @@ from lowbit.kernels.cuda._attention import FLOAT8, Plain, Side
 from lowbit.sides import _hadamard
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
-HERE = Path(__file__).parent / "emulated"
 ENTRY = """
 extern "C" void run_attend(int gx, int gy, int gz, const u16* q, const u8* k, const u8* ks, const u8* kz, const u8* v,
                            const u8* vs, const u8* vz, const int* table, const int* counts, const u16* fk, const u16* fv,
@@ -34,23 +32,7 @@ class Emulated:
     """What `_build.kernel` gives: attention.cu compiled for the CPU."""
 
     def __init__(self, folder: Path, macros: dict[str, int]) -> None:
-        text = importlib.resources.files("lowbit.kernels.cuda").joinpath("attention.cu").read_text(encoding="utf-8")
-        text = text.replace("extern __shared__ __align__(16) u8 shared[];", "u8* shared = block_memory();")
-        defines = "".join(f"#define {name} {value}\n" for name, value in macros.items())
-        (folder / "attention.cpp").write_text(f'{defines}#include "{HERE}/cuda_on_cpu.h"\n{text}{ENTRY}', encoding="utf-8")
-        command = [
-            "g++",
-            "-std=c++17",
-            "-O1",
-            "-w",
-            "-shared",
-            "-fPIC",
-            "-o",
-            str(folder / "a.so"),
-            str(folder / "attention.cpp"),
-        ]
-        subprocess.run(command, check=True)
-        self._run = ctypes.CDLL(str(folder / "a.so")).run_attend
+        self._run = on_cpu.compiled(folder, "attention.cu", macros, ENTRY).run_attend
 
     def launch(self, grid: tuple[int, int, int], threads: int, arguments: tuple[int, ...], shared: int, overlap: bool) -> None:
         assert shared <= 227 << 10 and threads == 32 * _attention.WARPS

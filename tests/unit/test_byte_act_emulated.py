@@ -3,13 +3,12 @@ those of the codes. Needs g++.
 """
 
 import ctypes
-import importlib.resources
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 import torch
+from unit.emulated import on_cpu
 
 from lowbit import formats, sides
 from lowbit.kernels import activation as acting
@@ -20,7 +19,6 @@ from lowbit.kernels.cuda._product import Tiles
 from lowbit.sides import _hadamard
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
-HERE = Path(__file__).parent / "emulated"
 ENTRY = {
     "quantize": """
 extern "C" void run_quantize(int gx, int gy, int gz, const u8* x, u8* codes, float* scale, const u16* factors,
@@ -44,15 +42,7 @@ class Emulated:
     """What `_build.kernel` gives: a function of a .cu file compiled for the CPU."""
 
     def __init__(self, folder: Path, file: str, function: str, macros: dict[str, int]) -> None:
-        text = importlib.resources.files("lowbit.kernels.cuda").joinpath(file).read_text(encoding="utf-8")
-        for align in (16, 1024):
-            text = text.replace(f"extern __shared__ __align__({align}) u8 shared[];", "u8* shared = block_memory();")
-        defines = "".join(f"#define {name} {value}\n" for name, value in macros.items())
-        (folder / "k.cpp").write_text(f'{defines}#include "{HERE}/cuda_on_cpu.h"\n{text}{ENTRY[function]}', encoding="utf-8")
-        library = folder / f"{function}.so"
-        command = ["g++", "-std=c++17", "-O1", "-w", "-shared", "-fPIC", "-o", str(library), str(folder / "k.cpp")]
-        subprocess.run(command, check=True)
-        self._run = getattr(ctypes.CDLL(str(library)), f"run_{function}")
+        self._run = getattr(on_cpu.compiled(folder, file, macros, ENTRY[function]), f"run_{function}")
 
     def launch(
         self,

@@ -1,16 +1,14 @@
 """linear.cu on the CPU (emulated/cuda_on_cpu.h), against the float64 product of the decoded matrix. Needs g++."""
 
 import ctypes
-import importlib.resources
 import math
-import re
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
+from unit.emulated import on_cpu
 
 from lowbit import formats
 from lowbit.kernels import packing
@@ -18,7 +16,6 @@ from lowbit.kernels.cuda import _product, linear, trellis
 from lowbit.kernels.cuda._product import Kind, Tiles
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
-HERE = Path(__file__).parent / "emulated"
 ENTRY = """
 extern "C" void run_product(int gx, int gy, int gz, const u8* x, const u8* low, const u8* high, const u8* meta, u16* y,
                             const float* token_scale, float* part, int* count, int tokens, int rows, int inputs, int chunks,
@@ -35,25 +32,7 @@ extern "C" void run_matrix(int gx, int gy, const u8* low, const u8* high, const 
 
 
 def compiled(folder: Path, kind: Kind, dtype: torch.dtype, how: Tiles, tokens: int) -> ctypes.CDLL:
-    """linear.cu with the emulator's instructions as a library of the CPU."""
-    source = importlib.resources.files("lowbit.kernels.cuda").joinpath("linear.cu").read_text(encoding="utf-8")
-    source = source.replace("extern __shared__ __align__(1024) u8 shared[];", "u8* shared = block_memory();")
-    source = re.sub(r"__shared__ __align__\(16\) u8 tiles\[4\](\[.*?\]);", r"auto tiles = (u8(*)\1)block_memory();", source)
-    macros = "".join(f"#define {name} {value}\n" for name, value in _product.macros(kind, dtype, how, tokens))
-    (folder / "linear.cpp").write_text(f'{macros}#include "{HERE}/cuda_on_cpu.h"\n{source}{ENTRY}', encoding="utf-8")
-    command = [
-        "g++",
-        "-std=c++17",
-        "-O1",
-        "-w",
-        "-shared",
-        "-fPIC",
-        "-o",
-        str(folder / "linear.so"),
-        str(folder / "linear.cpp"),
-    ]
-    subprocess.run(command, check=True)
-    return ctypes.CDLL(str(folder / "linear.so"))
+    return on_cpu.compiled(folder, "linear.cu", dict(_product.macros(kind, dtype, how, tokens)), ENTRY)
 
 
 def pointer(tensor: Tensor | None) -> ctypes.c_void_p:

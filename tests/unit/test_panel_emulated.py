@@ -1,21 +1,18 @@
 """panel.cu on the CPU (emulated/cuda_on_cpu.h) against the solvers' loops over columns. Needs g++."""
 
 import ctypes
-import hashlib
-import importlib.resources
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 import torch
+from unit.emulated import on_cpu
 
 from lowbit import formats
 from lowbit.kernels.cuda import _panel
 from lowbit.solvers import codec, damping, descent, ldl, panels
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
-HERE = Path(__file__).parent / "emulated"
 ENTRY = """
 extern "C" void run_rounded(int blocks, const float* base, const float* moved, const float* pull, const int* group,
                             const long long* place, const float* scale, const float* zero, const float* levels, float* codes,
@@ -31,14 +28,7 @@ class Emulated:
     """What `_build.kernel` gives: panel.cu compiled for the CPU."""
 
     def __init__(self, folder: Path, macros: dict[str, int]) -> None:
-        text = importlib.resources.files("lowbit.kernels.cuda").joinpath("panel.cu").read_text(encoding="utf-8")
-        text = "".join(f"#define {n} {v}\n" for n, v in macros.items()) + f'#include "{HERE}/cuda_on_cpu.h"\n{text}{ENTRY}'
-        library = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.so"
-        if not library.exists():
-            library.with_suffix(".cpp").write_text(text, encoding="utf-8")
-            command = ["g++", "-std=c++17", "-O1", "-w", "-shared", "-fPIC", "-o", str(library)]
-            subprocess.run([*command, str(library.with_suffix(".cpp"))], check=True)
-        self._run = ctypes.CDLL(str(library)).run_rounded
+        self._run = on_cpu.compiled(folder, "panel.cu", macros, ENTRY).run_rounded
 
     def launch(self, grid: tuple[int, int, int], threads: int, arguments: tuple[int, ...]) -> None:
         assert threads == _panel.THREADS

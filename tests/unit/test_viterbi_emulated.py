@@ -1,14 +1,13 @@
 """viterbi.cu on the CPU (emulated/cuda_on_cpu.h) against the element's own search. Needs g++."""
 
 import ctypes
-import importlib.resources
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
+from unit.emulated import on_cpu
 
 from lowbit import dtypes
 from lowbit.dtypes import _viterbi as law
@@ -16,7 +15,6 @@ from lowbit.dtypes._trellis import Trellis
 from lowbit.kernels.cuda import _viterbi
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
-HERE = Path(__file__).parent / "emulated"
 ENTRY = """
 extern "C" void run_forward(int blocks, const float* x, const int* start, u8* back, int* end, int steps, int number,
                             const float* affine) {
@@ -32,15 +30,7 @@ class Emulated:
     """What `_build.kernel` gives: a function of viterbi.cu that runs here."""
 
     def __init__(self, folder: Path, function: str, macros: dict[str, int]) -> None:
-        text = importlib.resources.files("lowbit.kernels.cuda").joinpath("viterbi.cu").read_text(encoding="utf-8")
-        text = text.replace("extern __shared__ __align__(16) u8 shared[];", "u8* shared = block_memory();")
-        defines = "".join(f"#define {name} {value}\n" for name, value in macros.items())
-        (folder / "viterbi.cpp").write_text(f'{defines}#include "{HERE}/cuda_on_cpu.h"\n{text}{ENTRY}', encoding="utf-8")
-        library = folder / f"viterbi-{macros['FRESH']}-{macros['VALUES']}.so"
-        if not library.exists():
-            command = ["g++", "-std=c++17", "-O1", "-w", "-shared", "-fPIC", "-o", str(library), str(folder / "viterbi.cpp")]
-            subprocess.run(command, check=True)
-        self._run = getattr(ctypes.CDLL(str(library)), f"run_{function}")
+        self._run = getattr(on_cpu.compiled(folder, "viterbi.cu", macros, ENTRY), f"run_{function}")
 
     def launch(self, grid: tuple[int, int, int], threads: int, arguments: tuple[int, ...], shared: int = 0) -> None:
         self._run(grid[0], *(ctypes.c_void_p(a) if isinstance(a, _viterbi.Pointer) else a for a in arguments))

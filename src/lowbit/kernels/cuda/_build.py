@@ -18,6 +18,7 @@ from torch import Tensor
 from lowbit.core.errors import KernelUnavailable
 
 Macros = tuple[tuple[str, int], ...]
+WEIGHTS = "weights.cuh"
 SHARED = 227 << 10
 """Bytes of shared memory that a block can have on Hopper, what the .cu file declares itself included."""
 DECLARED = 1 << 10
@@ -60,7 +61,8 @@ def _compiled(file: str, macros: Macros, capability: tuple[int, int]) -> bytes:
 
     here = resources.files(__package__)
     source = here.joinpath("instructions.cuh").read_bytes() + here.joinpath(file).read_bytes()
-    program = _checked(nvrtc.nvrtcCreateProgram(source, file.encode(), 0, [], []), file)
+    included = [here.joinpath(WEIGHTS).read_bytes()], [WEIGHTS.encode()]
+    program = _checked(nvrtc.nvrtcCreateProgram(source, file.encode(), 1, *included), file)
     architecture = f"sm_{capability[0]}{capability[1]}" + ("a" if capability[0] >= 9 else "")
     options = [f"-arch={architecture}".encode(), b"-std=c++17", *(f"-D{name}={value}".encode() for name, value in macros)]
     (code,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
