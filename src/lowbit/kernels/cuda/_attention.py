@@ -26,8 +26,8 @@ PAGES = tuple(1 << n for n in range(4, 16))
 GROUP = 8
 """Heads that share keys at most."""
 LOG2E = 1.4426950408889634
-WARPS, DEPTH, BLOCKS = 16, 2, 1
-"""Warps of a block, tiles in a warp's ring, blocks that fit on a multiprocessor."""
+WARPS, DEPTH, BLOCKS, WAVES = 16, 2, 1, 1
+"""Warps of a block, tiles in a warp's ring, blocks that fit on a multiprocessor, and how often these are replaced."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def attend(
         raise ShapeError(f"attention to packed keys: {reason}. Decode them first.")
     out, group, packed = torch.empty_like(q), heads // shared, page if table is None else page * table.shape[1]
     tiles = tiles_of(keys.bits, values.bits, page if table is not None else 0)
-    splits, span = spans(sequences * shared, packed, 16 * tiles, _processors(q.device) * BLOCKS)
+    splits, span = spans(sequences * shared, packed, 16 * tiles, _processors(q.device) * BLOCKS * WAVES)
     splits += plain is not None
     part = torch.empty(sequences * heads * splits * (width + 4), device=q.device)
     kernel = _build.kernel(
