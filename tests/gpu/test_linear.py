@@ -63,7 +63,7 @@ def test_every_number_of_tokens(name: str, text: str) -> None:
 
 @pytest.mark.parametrize("name", KERNELS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
 @pytest.mark.parametrize("group", ["g128", "g32-asym", "row", "row-asym", "g256-asym"])
 def test_every_format(name: str, dtype: torch.dtype, bits: int, group: str) -> None:
     layer = Layer(KERNELS[name], f"int{bits}-{group}", 64, 1024, dtype)

@@ -25,8 +25,11 @@ def test_places_in_a_table_come_back(text: str) -> None:
     assert torch.equal(packed_again, packed) and torch.equal(parts_again["scale"].float(), parts["scale"].float())
 
 
-@pytest.mark.parametrize("kernel", [planes, fragments], ids=["triton", "cuda"])
-@pytest.mark.parametrize(("text", "rows", "inputs"), CASES)
+@pytest.mark.parametrize(
+    ("kernel", "text", "rows", "inputs"),
+    [(kernel, *case) for kernel in (planes, fragments) for case in CASES]
+    + [(fragments, text, 33, 320) for text in ("int5-g64", "int5-row-asym", "int6-g32", "int6-g64-asym")],
+)
 def test_restore_is_the_way_back(kernel, text: str, rows: int, inputs: int) -> None:  # type: ignore[no-untyped-def]
     torch.manual_seed(rows)
     w = torch.randn(rows, inputs)
@@ -51,14 +54,14 @@ def test_a_fragment_lies_where_the_header_says() -> None:
 
 def test_three_bits_lie_where_the_header_says() -> None:
     pairs = torch.randint(0, 8, (1, 1, 32, 32, 2), dtype=torch.uint8)
-    words = fragments._six_words(pairs)[0, 0].long()
+    words = fragments._spread_words(pairs, 3)[0, 0].long()
     assert (words[7, 2] >> (16 + 9)) & 7 == pairs[0, 0, 7, 13, 1]  # the fourth of five in word 2
     assert sum((int(words[9, 3 + bit]) >> 12 & 1) << bit for bit in range(3)) == pairs[0, 0, 9, 31, 0]
 
 
 @pytest.mark.parametrize(("text", "shape", "fact"), [
     ("int4-g16", (64, 128), "group 1x16"),
-    ("int5-g128", (64, 128), "element int5"),
+    ("int7-g128", (64, 128), "element int7"),
     ("int4-g32", (64, 36 * 32 + 0), ""),
 ])  # fmt: skip
 def test_a_refusal_says_why(text: str, shape: tuple[int, int], fact: str) -> None:

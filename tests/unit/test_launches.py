@@ -14,7 +14,7 @@ from lowbit.kernels.cuda._product import Kind
 KINDS: dict[str, Kind] = {
     **{
         text: linear.kind(formats.parse(text))
-        for text in [f"int{b}-{g}{z}" for b in (2, 3, 4, 8) for g in ("row", "g32", "g64", "g128") for z in ("", "-asym")]
+        for text in [f"int{b}-{g}{z}" for b in (2, 3, 4, 5, 6, 8) for g in ("row", "g32", "g64", "g128") for z in ("", "-asym")]
         + ["nf4-row", "nf4-g64", "mxfp4"]
     },
     **{f"trellis{bits}": trellis.kind(formats.parse(f"trellis{bits}")) for bits in (2, 3, 4)},

@@ -43,9 +43,9 @@ INLINE Words read_words(u32 at, int lane) {
         uint4 q = read16(at + v * 512 + lane * 16);
         w.low[4 * v] = q.x, w.low[4 * v + 1] = q.y, w.low[4 * v + 2] = q.z, w.low[4 * v + 3] = q.w;
     }
-    if (BITS == 3) {
+    if (ODD) {
         const uint2 q = read8(at + LOW_BYTES + lane * 8);
-        w.high[0] = q.x, w.high[BITS == 3] = q.y;
+        w.high[0] = q.x, w.high[ODD] = q.y;
     }
     return w;
 }
@@ -76,7 +76,7 @@ struct Source {
             const u8* from = low + (size_t)at[rt] * LOW_BYTES;
 #pragma unroll
             for (int v = 0; v < LOW / 2; v++) copy16(to + v * 512 + lane * 16, from + v * 512, policy);
-            if (BITS == 3) copy8(to + LOW_BYTES + lane * 8, high + (size_t)at[rt] * HIGH_BYTES, policy);
+            if (ODD) copy8(to + LOW_BYTES + lane * 8, high + (size_t)at[rt] * HIGH_BYTES, policy);
             if (GROUP) copy16_if(to + LOW_BYTES + HIGH_BYTES + lane * 16, meta + (size_t)at[rt] * META_BYTES, policy, lane < META_BYTES / 16);
             at[rt] += WK;
         }

@@ -1,4 +1,4 @@
-"""linear - y = x W.T for integers of 2, 3, 4, 8 bits and tables of 16 values on Hopper and later, in CUDA C++ (linear.cu).
+"""linear - y = x W.T for integers of 2 to 6 and 8 bits and tables of 16 values on Hopper and later, in CUDA C++ (linear.cu).
 
 In / Out  codes of layout "dense", scales [N, G], zeros uint8 -> fragments (see Layout); x [tokens, in] -> y [tokens, out].
 Idea      The bytes lie in memory as the tensor cores want them in registers: weights stream once, 16 bytes a lane, through
@@ -7,9 +7,11 @@ Idea      The bytes lie in memory as the tensor cores want them in registers: we
 Layout    Tiles of 16 rows x chunks of 128 columns. Lane 4r + c (r 0..7, c 0..3) holds of rows r and r + 8 the columns
           32u + 16t + 8p + 2c + e (u 0..3, t, p, e 0..1): 32 pairs in order (u, t, p, row half), the pair is e. A word of 32
           bits holds 16 / bits pairs: pair i has e = 0 at bit bits * i, e = 1 at bit 16 + bits * i.
-          low: [tiles, chunks, vectors, lane, 4 words]. 3 bits: of a lane's six words four in low, two in high: [tiles, chunks,
-          lane, 2 words]. Pairs 0 .. 29 lie five to a word, at bits FIVES of each half; bit SPARE of three words is a bit
-          each of pair 30 (words 0, 1, 2, lowest first) or 31.
+          low: [tiles, chunks, vectors, lane, 4 words]. 3 and 5 bits: the last two of a lane's words in high: [tiles, chunks,
+          lane, 2 words]. 3, 5, 6 bits: as many codes lie whole in half a word as it holds, at bits WHOLE. The last two pairs
+          of 3 and 5 bits lie in the bit that is left, SPARE, of 3 and 5 words each, lowest bit first; of 6 bits the last
+          eight in the four bits left of words 3i .. 3i + 2: pair 24 + 2i has its lower four bits in the first, pair 25 + 2i
+          in the second, their upper two bits lie beside each other in the third.
           meta: int16 [tiles, chunks, groups of a chunk, r, (scale r, scale r + 8, zero r, zero r + 8)], the last two only if
           asymmetric; with one scale per row [tiles, r, ...].
 Source    Marlin (2408.11743) for magic numbers and fragment order; the layout, the column order and the schedule are our own.
@@ -35,8 +37,10 @@ from lowbit.kernels.cuda._product import DECODE_TOKENS, Kind, Tiles
 RANK = 30
 SCALES = {"half", "bf16", "e8m0"}
 """What bfloat16 holds exactly."""
-FIVES, SPARE = (0, 3, 6, 9, 13), 12
-"""Where codes of 3 bits begin in half a word, and the bit that none of them takes."""
+WHOLE = {3: (0, 3, 6, 9, 13), 5: (0, 5, 10), 6: (0, 6)}
+"""Where codes begin in half a word."""
+SPARE = {3: 12, 5: 15, 6: 12}
+"""The first bit that none of them takes."""
 
 
 def supports(format: Format, shape: tuple[int, int], device: torch.device, dtype: torch.dtype, tokens: int) -> str:
@@ -50,8 +54,8 @@ def supports(format: Format, shape: tuple[int, int], device: torch.device, dtype
 
 def refusal(format: Format, shape: tuple[int, int], dtype: torch.dtype) -> str:
     """Why fragments cannot hold a matrix, or ""."""
-    if format.element not in {"int2", "int3", "int4", "int8"} and not _in_table(format):
-        return f"element {format.element} is not int2, int3, int4, int8 or a table of 16 values"
+    if format.element not in {"int2", "int3", "int4", "int5", "int6", "int8"} and not _in_table(format):
+        return f"element {format.element} is not int2 to int6, int8 or a table of 16 values"
     if format.rule not in {"symmetric", "asymmetric", "table", "mxfp"} or format.scale not in SCALES or format.sides:
         return f"scales of {format} are none of symmetric or asymmetric integers or of a table that bfloat16 holds"
     if format.group[0] != 1 or (format.group[1] not in {0, 32, 64} and format.group[1] % 128):
@@ -88,12 +92,12 @@ def prepare(format: Format, packed: Tensor, parts: dict[str, Tensor], shape: tup
     """Arrange codes in fragments. Gives low and meta, and high for 3 bits."""
     codes = packing.codes(format, packed, shape)
     pairs = _pairs(codes)
-    if _bits(format) == 3:
-        low, high = (part.contiguous() for part in _six_words(pairs).split((4, 2), -1))
-    else:
-        low, high = _words(pairs, _bits(format)), None
+    bits = _bits(format)
+    low, high = _spread_words(pairs, bits) if bits in WHOLE else _words(pairs, bits), None
+    if bits % 2:
+        low, high = low[..., :-2], low[..., -2:].contiguous()
     tiles, chunks = low.shape[:2]
-    low = low.view(tiles, chunks, 32, -1, 4).transpose(2, 3).contiguous()
+    low = low.reshape(tiles, chunks, 32, -1, 4).transpose(2, 3).contiguous()
     prepared = {"low": low, "meta": _meta(format, parts, tiles, chunks)}
     if _in_table(format):
         prepared["table"] = _table(format.dtype, packed.device)
@@ -145,20 +149,29 @@ def _from_words(words: Tensor, bits: int) -> Tensor:
     return torch.stack(fields, -1).to(torch.uint8).reshape(*words.shape[:3], 32, 2)
 
 
-def _six_words(pairs: Tensor) -> Tensor:
-    """Codes of 3 bits [tiles, chunks, lane, 32, 2] -> int32 [tiles, chunks, lane, 6]."""
+def _spread_words(pairs: Tensor, bits: int) -> Tensor:
+    """Codes of 3, 5 or 6 bits [tiles, chunks, lane, 32, 2] -> int32 [tiles, chunks, lane, 2 * bits]."""
     halves = pairs.long()[..., 0] | pairs.long()[..., 1] << 16
-    fives, last = halves[..., :30].unflatten(-1, (6, 5)), halves[..., 30:]
-    spare = torch.stack([last >> bit & 0x10001 for bit in range(3)], -1).flatten(-2)
-    return _signed(sum((fives[..., i] << at for i, at in enumerate(FIVES)), spare << SPARE))
+    whole, last = halves.split((2 * bits * len(WHOLE[bits]), 32 - 2 * bits * len(WHOLE[bits])), -1)
+    whole = whole.unflatten(-1, (2 * bits, -1))
+    if bits == 6:
+        a, b = last.unflatten(-1, (4, 2)).unbind(-1)
+        spare = torch.stack([a & 0xF000F, b & 0xF000F, a >> 4 & 0x30003 | (b >> 4 & 0x30003) << 2], -1)
+    else:
+        spare = torch.stack([last >> bit & 0x10001 for bit in range(bits)], -1)
+    return _signed(sum((whole[..., i] << at for i, at in enumerate(WHOLE[bits])), spare.flatten(-2) << SPARE[bits]))
 
 
-def _from_six_words(words: Tensor) -> Tensor:
+def _from_spread_words(words: Tensor, bits: int) -> Tensor:
     halves = torch.stack([words & 0xFFFF, words >> 16 & 0xFFFF], -1)  # tile, chunk, lane, word, e
-    fives = torch.stack([halves >> at & 7 for at in FIVES], -2).flatten(3, 4)
-    spare = (halves >> SPARE & 1).unflatten(3, (2, 3))
-    last = spare[:, :, :, :, 0] | spare[:, :, :, :, 1] << 1 | spare[:, :, :, :, 2] << 2
-    return torch.cat([fives, last], 3).to(torch.uint8)
+    whole = torch.stack([halves >> at & ((1 << bits) - 1) for at in WHOLE[bits]], -2).flatten(3, 4)
+    spare = (halves >> SPARE[bits]).unflatten(3, (-1, 3 if bits == 6 else bits))
+    if bits == 6:
+        a, b, both = (spare & 15).unbind(4)
+        last = torch.stack([a | (both & 3) << 4, b | (both >> 2) << 4], 4).flatten(3, 4)
+    else:
+        last = sum((spare[:, :, :, :, bit] & 1) << bit for bit in range(bits))
+    return torch.cat([whole, last], 3).to(torch.uint8)
 
 
 def _meta(format: Format, parts: dict[str, Tensor], tiles: int, chunks: int) -> Tensor:
@@ -184,7 +197,8 @@ def restore(prepared: dict[str, Tensor], format: Format, shape: tuple[int, int])
     """The packed codes and parts that `prepare` was given."""
     bits = _bits(format)
     low = prepared["low"].transpose(2, 3).flatten(3)
-    pairs = _from_six_words(torch.cat([low, prepared["high"]], -1)) if bits == 3 else _from_words(low, bits)
+    words = torch.cat([low, prepared["high"]], -1) if "high" in prepared else low
+    pairs = _from_spread_words(words, bits) if bits in WHOLE else _from_words(words, bits)
     meta = prepared["meta"]
     tiles = meta.shape[0]
     fields = meta.view(tiles, -1, 8, meta.shape[-1] // 2, 2).permute(3, 0, 4, 2, 1).reshape(meta.shape[-1] // 2, tiles * 16, -1)

@@ -5,7 +5,7 @@
 // function of the 16 bits that end with its own (lowbit.dtypes._mul1), a half whatever x was. One scale for all.
 // LUT: a code is the place of a half in a table of 16, whose lower and upper bytes are looked up by prmt, eight places at once.
 //
-// Compiled with: BITS 2|3|4|8|16, HALF 0 bfloat16 | 1 float16, GROUP units of 32 columns (0: a scale per row), ASYM, SCALED 1: weights
+// Compiled with: BITS 2|3|4|5|6|8|16, HALF 0 bfloat16 | 1 float16, GROUP units of 32 columns (0: a scale per row), ASYM, SCALED 1: weights
 // are scaled, rounded as decoding rounds them; CODEC 0 | 1 (then BITS 2|3|4, HALF 1, GROUP 0), LUT 0 | 1 (then BITS 4, not ASYM),
 // OUT 0: results are of the type of x | 1: bfloat16.
 
@@ -17,9 +17,10 @@
 #define LUT 0
 #endif
 
-constexpr int LOW = BITS == 3 ? 2 : BITS;                    // bits in the low words
+constexpr bool ODD = BITS == 3 || BITS == 5;
+constexpr int LOW = ODD ? BITS - 1 : BITS;                   // a lane's words of a chunk: 2 * LOW low ones, and two high ones if ODD
 constexpr int LOW_BYTES = LOW * 256;                         // bytes of a chunk of 16 rows x 128 columns
-constexpr int HIGH_BYTES = BITS == 3 ? 256 : 0;
+constexpr int HIGH_BYTES = ODD ? 256 : 0;
 constexpr int META = ASYM ? 8 : 4;                           // bytes of scales and zeros of two rows
 constexpr int META_BYTES = GROUP ? 4 / GROUP * 8 * META : 0; // of one chunk
 constexpr int TILE_BYTES = LOW_BYTES + HIGH_BYTES + META_BYTES;
@@ -56,9 +57,8 @@ INLINE Zero zero_of(u32 code) {          // code: one row's zero
 
 struct Words {
     u32 low[2 * LOW];
-    u32 high[BITS == 3 ? 2 : 1];
-    template <int I>
-    INLINE u32 get() const { return I < 2 * LOW ? low[I % (2 * LOW)] : high[I % 2 * (BITS == 3)]; }
+    u32 high[ODD ? 2 : 1];
+    INLINE u32 get(int i) const { return i < 2 * LOW ? low[i % (2 * LOW)] : high[i % 2 * ODD]; }
 };
 
 struct Place { int word, shift, at; };                       // of a pair: its word, moved down by `shift`, has it at bit `at`
@@ -68,6 +68,7 @@ __host__ __device__ constexpr Place place_of(int pair) {
         const int word = pair / 5, i = pair % 5;
         return i < 4 ? Place{word, i / 2 * 6, i % 2 * 3} : Place{word, 12 - word % 3, 1 + word % 3};
     }
+    if (BITS == 5 || BITS == 6) return {pair / (16 / BITS), pair % (16 / BITS) * BITS, 0};
     const int together = BITS == 4 ? 1 + HALF : 3 + HALF, i = pair % (16 / BITS);   // pairs that one shift serves
     return {pair / (16 / BITS), i / together * together * BITS, i % together * BITS};
 }
@@ -76,19 +77,21 @@ __host__ __device__ constexpr Place place_of(int pair) {
 template <int I>
 INLINE u32 pair_of(const Words& words, const Zero& zero) {
     if constexpr (BITS == 8) {
-        const u32 w = words.get<I / 2>(), v = byte_pair(I % 2 ? w >> 8 : w);
+        const u32 w = words.get(I / 2), v = byte_pair(I % 2 ? w >> 8 : w);
         return ASYM ? sub2(v, zero.at[0]) : v;
     } else {
-        constexpr bool spread = BITS == 3 && I >= 30;        // over the spare bits of three words
+        constexpr bool spread = (ODD && I >= 30) || (BITS == 6 && I >= 24);  // over the spare bits of BITS words, or of two
         constexpr Place place = place_of(spread ? 0 : I);
-        u32 v;
-        if constexpr (spread) {
-            constexpr int first = I % 2 * 3;
-            v = and_or(words.get<first>() >> 12, twice(1), magic(0));
-            v = and_or(words.get<first + 1>() >> 11, twice(2), v);
-            v = and_or(words.get<first + 2>() >> 10, twice(4), v);
+        u32 v = magic(place.at);
+        if constexpr (spread && ODD) {
+#pragma unroll
+            for (int bit = 0; bit < BITS; bit++) v = and_or(words.get(I % 2 * BITS + bit) >> ((BITS == 3 ? 12 : 15) - bit), twice(1 << bit), v);
+        } else if constexpr (spread) {
+            constexpr int first = (I - 24) / 2 * 3;
+            v = and_or(words.get(first + I % 2) >> 12, twice(15), v);
+            v = and_or(words.get(first + 2) >> (8 + I % 2 * 2), twice(48), v);
         } else {
-            v = and_or(words.get<place.word>() >> place.shift, twice(((1u << BITS) - 1) << place.at), magic(place.at));
+            v = and_or(words.get(place.word) >> place.shift, twice(((1u << BITS) - 1) << place.at), v);
         }
         return sub2(v, ASYM ? zero.at[place.at] : magic(place.at) | twice(1u << (BITS - 1) << place.at));
     }
@@ -183,9 +186,9 @@ INLINE Words words_of(const u8* low, const u8* high, int lane) {
         const uint4 q = *(const uint4*)(low + v * 512 + lane * 16);
         w.low[4 * v] = q.x, w.low[4 * v + 1] = q.y, w.low[4 * v + 2] = q.z, w.low[4 * v + 3] = q.w;
     }
-    if (BITS == 3) {
+    if (ODD) {
         const uint2 q = *(const uint2*)(high + lane * 8);
-        w.high[0] = q.x, w.high[BITS == 3] = q.y;
+        w.high[0] = q.x, w.high[ODD] = q.y;
     }
     return w;
 }
