@@ -1,4 +1,5 @@
-"""Every method on families other than Llama: Qwen3 (norms on heads, a head dimension of its own) and Mixtral (experts)."""
+"""Every method on families other than Llama: Qwen3 (norms on heads, a head dimension of its own) and Mixtral (experts); every
+method killed and taken up, on a Llama of two blocks."""
 
 import shutil
 from pathlib import Path
@@ -30,3 +31,8 @@ def models(tmp_path_factory: pytest.TempPathFactory, _tiny_llama: Path) -> dict[
 @pytest.mark.parametrize("name", methods.shelf.names())
 def test_method(name: str, family: str, models: dict[str, Path], tmp_path: Path) -> None:
     families.check(name, models[family], tmp_path / "out", **SMALL)
+
+
+@pytest.mark.parametrize("name", methods.shelf.names())
+def test_resumed(name: str, tiny_llama: Path, tmp_path: Path) -> None:
+    families.check_resumed(name, tiny_llama, tmp_path / "out", **SMALL)

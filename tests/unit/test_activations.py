@@ -24,7 +24,8 @@ from lowbit.recipe.plan import Plan
 from lowbit.solvers import columns, grid, observers
 from lowbit.statistics import Collecting, Stats
 from lowbit.testing.kernels import bits
-from tests.unit.test_quantize import SMALL, KillAfter, Killed, digest
+from lowbit.testing.killing import KillAfter, Killed, digest
+from tests.unit.test_quantize import SMALL
 
 INTEGERS = {"cpu.int8_act", "cpu.integers_act"}
 WORDS = (

@@ -1,7 +1,6 @@
 """Formats by budget: the knapsack against all choices, the sentence against its plan, the whole run on a small real model."""
 
 import fnmatch
-import hashlib
 import itertools
 import json
 import random
@@ -24,17 +23,10 @@ from lowbit.recipe import Recipe, allotment
 from lowbit.recipe.allotment import Shares
 from lowbit.recipe.plan import Plan
 from lowbit.solvers.allocation import allocate
+from lowbit.testing.killing import digest
 
 SENTENCE = "budget(3.5, windows=2, length=64) + gptq(int4-g128-asym)"
 SMALL: dict[str, Any] = {"samples": 4, "length": 64}
-
-
-def digest(folder: Path) -> str:
-    """One hash over the names and bytes of all files."""
-    found = hashlib.sha256()
-    for file in sorted(folder.iterdir()):
-        found.update(file.name.encode() + file.read_bytes())
-    return found.hexdigest()
 
 
 def shares_of(text: str, model: Path) -> Shares:

@@ -1,6 +1,5 @@
 """The embedding and the output head, quantized: what is written, what loads it, what a kill leaves, what is refused."""
 
-import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -20,10 +19,10 @@ from lowbit.kernels import packing
 from lowbit.layers.embedding import QuantizedEmbedding, cut, readable, scale_of
 from lowbit.layers.linear import QuantizedLinear
 from lowbit.pipeline import text
-from lowbit.pipeline.progress import Silent
 from lowbit.pipeline.source import tokenizer_of
 from lowbit.pipeline.writer import Writer
 from lowbit.testing._tiny import tiny
+from lowbit.testing.killing import KillAfter, Killed, digest
 
 SMALL: dict[str, Any] = {"samples": 3, "length": 48}
 BODY = "rtn(int4-g32)"
@@ -148,29 +147,6 @@ def test_the_closing_check_measures_both_ends_as_they_are_stored(models: dict[st
     told = lowbit.evaluate(str(tmp_path / "out"), str(models["tied"]), text=["bundled"], windows=4)
     assert result.check["kl"] > 0.1
     assert result.check["kl"] == pytest.approx(told["texts"]["bundled"]["kl"], rel=1e-3)
-
-
-class Killed(Exception):
-    """Stands for the end of the process."""
-
-
-class KillAfter(Silent):
-    """Ends the run when so many steps are done."""
-
-    def __init__(self, steps: int) -> None:
-        self.left = steps
-
-    def block(self, index: int, error: float | None, seconds: float) -> None:
-        self.left -= 1
-        if self.left == 0:
-            raise Killed
-
-
-def digest(folder: Path) -> str:
-    found = hashlib.sha256()
-    for file in sorted(folder.iterdir()):
-        found.update(file.name.encode() + file.read_bytes())
-    return found.hexdigest()
 
 
 RESUMED = f"gptaq(int4-g32) + gptaq(int3-g32)@head + {EMBED}"

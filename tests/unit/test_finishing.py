@@ -1,6 +1,5 @@
 """Finishers: the loss is the measured one, what is written is what was trained, killed runs end in the same bytes."""
 
-import hashlib
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from lowbit.core.errors import CapacityError, RecipeError
 from lowbit.pipeline import quantize as running
 from lowbit.pipeline import text
 from lowbit.pipeline.finishing import Finishing
-from lowbit.pipeline.progress import Silent
 from lowbit.pipeline.source import tokenizer_of
 from lowbit.recipe import Recipe
 from lowbit.recipe.plan import Plan
@@ -24,34 +22,11 @@ from lowbit.solvers.continuous import Continuous
 from lowbit.solvers.moving import Moving
 from lowbit.statistics._divergence import Divergence
 from lowbit.testing._tiny import tiny
+from lowbit.testing.killing import KillAfter, Killed, digest
 
 SMALL: dict[str, Any] = {"samples": 4, "length": 64}
 STEPS = "(steps=8, batch=3, rate=0.01)"
 PV = "aqlm(aqlm2x8, rounds=1) + pv_tuning(steps=10, batch=3, rate=0.002, every=4)"
-
-
-def digest(folder: Path) -> str:
-    """One hash over the names and bytes of all files."""
-    found = hashlib.sha256()
-    for file in sorted(folder.iterdir()):
-        found.update(file.name.encode() + file.read_bytes())
-    return found.hexdigest()
-
-
-class Killed(Exception):
-    """Stands for the end of the process."""
-
-
-class KillAfter(Silent):
-    """Ends the run when so many steps are done."""
-
-    def __init__(self, steps: int) -> None:
-        self.left = steps
-
-    def block(self, index: int, error: float | None, seconds: float) -> None:
-        self.left -= 1
-        if self.left == 0:
-            raise Killed
 
 
 def test_losses_are_the_measured_ones() -> None:

@@ -1,6 +1,5 @@
 """Gradients of the original: those of one graph, kept on the disk for a killed run, and what solvers make of them."""
 
-import hashlib
 import shutil
 from pathlib import Path
 from typing import Any
@@ -22,34 +21,11 @@ from lowbit.recipe.plan import Plan
 from lowbit.solvers import damping, grid, grouped, ldl, tables, two_sided
 from lowbit.statistics import Stats
 from lowbit.testing._tiny import tiny
+from lowbit.testing.killing import KillAfter, Killed, digest
 from lowbit.testing.solvers import layer
 
 SMALL: dict[str, Any] = {"samples": 4, "length": 64}
 METHODS = {"qwen3": "yaqa", "mixtral": "guidedquant"}
-
-
-def digest(folder: Path) -> str:
-    """One hash over the names and bytes of all files."""
-    found = hashlib.sha256()
-    for file in sorted(folder.iterdir()):
-        found.update(file.name.encode() + file.read_bytes())
-    return found.hexdigest()
-
-
-class Killed(Exception):
-    """Stands for the end of the process."""
-
-
-class KillAfter(Silent):
-    """Ends the run when so many steps are done: 4 of the pass for gradients, then the blocks."""
-
-    def __init__(self, steps: int) -> None:
-        self.left = steps
-
-    def block(self, index: int, error: float | None, seconds: float) -> None:
-        self.left -= 1
-        if self.left == 0:
-            raise Killed
 
 
 def collected(folder: Path, out: Path, recipe: str, tokens: Tensor) -> list[dict[str, dict[str, Tensor]]]:

@@ -1,6 +1,5 @@
 """The whole run on a small real model: guards, resume to the same bytes, errors that leave nothing behind."""
 
-import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -14,34 +13,10 @@ import lowbit
 from lowbit.core.errors import CalibrationError, CapacityError, CheckpointError, RequestError
 from lowbit.pipeline import blocks
 from lowbit.pipeline import quantize as running
-from lowbit.pipeline.progress import Silent
 from lowbit.pipeline.writer import Writer
+from lowbit.testing.killing import KillAfter, Killed, digest
 
 SMALL: dict[str, Any] = {"samples": 4, "length": 64}
-
-
-def digest(folder: Path) -> str:
-    """One hash over the names and bytes of all files."""
-    found = hashlib.sha256()
-    for file in sorted(folder.iterdir()):
-        found.update(file.name.encode() + file.read_bytes())
-    return found.hexdigest()
-
-
-class Killed(Exception):
-    """Stands for the end of the process."""
-
-
-class KillAfter(Silent):
-    """Ends the run when so many blocks are done."""
-
-    def __init__(self, blocks: int) -> None:
-        self.left = blocks
-
-    def block(self, index: int, error: float | None, seconds: float) -> None:
-        self.left -= 1
-        if self.left == 0:
-            raise Killed
 
 
 @pytest.mark.parametrize(

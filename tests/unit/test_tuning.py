@@ -1,6 +1,5 @@
 """Tuners: what is trained is what is stored, descent finds what it should, and a whole run resumes to the same bytes."""
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from lowbit import formats, methods
 from lowbit.core.errors import RecipeError
 from lowbit.formats import Quantized
 from lowbit.methods import _training, efficientqat, omniquant
-from lowbit.pipeline.progress import Silent
 from lowbit.recipe import Recipe
 from lowbit.recipe.plan import Plan
 from lowbit.solvers import integers, trained, tuning
@@ -22,6 +20,7 @@ from lowbit.solvers.continuous import Continuous
 from lowbit.solvers.trained import Trained, through
 from lowbit.solvers.tuning import Settings
 from lowbit.testing import methods as suite
+from lowbit.testing.killing import KillAfter, Killed, digest
 
 SMALL: dict[str, Any] = {"samples": 4, "length": 64}
 FORMATS = [
@@ -175,25 +174,6 @@ def test_floats_are_rounded_as_they_are_stored() -> None:
     assert torch.equal(found["1.weight"].value(), torch.ones(4).add(0.001).bfloat16().float())
 
 
-def digest(folder: Path) -> str:
-    """One hash over the names and bytes of all files."""
-    found = hashlib.sha256()
-    for file in sorted(folder.iterdir()):
-        found.update(file.name.encode() + file.read_bytes())
-    return found.hexdigest()
-
-
-class Killed(Exception):
-    """Stands for the end of the process."""
-
-
-class KillAfter(Silent):
-    """Ends the run when one block is done."""
-
-    def block(self, index: int, error: float | None, seconds: float) -> None:
-        raise Killed
-
-
 TUNERS = [
     "autoround(int2-g64-asym, steps=10, batch=2)",
     "rtn(nf4-g64) + block_tuning(steps=10)",
@@ -214,7 +194,7 @@ def test_whole_run(tiny_llama: Path, tmp_path: Path, recipe: str) -> None:
     if name not in RESUMED:
         return
     with pytest.raises(Killed):
-        lowbit.quantize(str(tiny_llama), recipe, str(tmp_path / "killed"), progress=KillAfter(), **SMALL)
+        lowbit.quantize(str(tiny_llama), recipe, str(tmp_path / "killed"), progress=KillAfter(1), **SMALL)
     lowbit.quantize(str(tiny_llama), recipe, str(tmp_path / "killed"), **SMALL)
     assert digest(tmp_path / "out") == digest(tmp_path / "killed")
 

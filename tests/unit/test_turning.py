@@ -18,7 +18,8 @@ from lowbit.layers.linear import QuantizedLinear
 from lowbit.methods import duquant
 from lowbit.sides import _hadamard
 from lowbit.testing._tiny import tiny
-from tests.unit.test_quantize import SMALL, KillAfter, Killed, digest
+from lowbit.testing.killing import KillAfter, Killed, digest
+from tests.unit.test_quantize import SMALL
 
 TOKENS = torch.arange(3, 60)[None]
 

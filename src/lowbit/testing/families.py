@@ -1,6 +1,7 @@
 """families - every method through a small random model of a family: quantized, written, read again.
 
 In / Out  the name of a method, a model folder, a folder to write -> nothing, or an AssertionError that says what is wrong.
+          `check`: it works and reloads; `check_resumed`: a run that is killed and taken up writes the bytes of a whole one.
 Idea      A method knows nothing of families, but what it is given differs: norms of heads, experts that few tokens reach,
           widths that are no powers of two. Every linear of the blocks must be rounded; the packed layers that are loaded must
           give the logits of the matrices that they decode to, and the same in every load.
@@ -17,6 +18,7 @@ import lowbit
 from lowbit import methods
 from lowbit.layers.linear import QuantizedLinear
 from lowbit.testing._tiny import tokens
+from lowbit.testing.killing import KillAfter, Killed, digest
 
 OWN = {
     "aqlm": "aqlm1x8",
@@ -83,6 +85,19 @@ def check(name: str, model: Path, out: Path, **settings: Any) -> None:
     assert torch.allclose(_logits(read, ids), logits, atol=2e-3 * float(logits.abs().max())), f"{name}: packed layers differ"
     again = _logits(lowbit.load(out, dtype=torch.float32), ids)
     assert torch.equal(again, logits), f"{name}: a second load gives other logits"
+
+
+def check_resumed(name: str, model: Path, out: Path, **settings: Any) -> None:
+    """Kill a run when the first block is done, take it up again, compare with a run that nothing stopped."""
+    recipe, whole = sentence(name), out.with_name("whole")
+    try:
+        lowbit.quantize(str(model), recipe, str(out), progress=KillAfter(1, "quantize"), **settings)
+    except Killed:
+        lowbit.quantize(str(model), recipe, str(out), **settings)
+    else:
+        raise AssertionError(f"{name}: the run ended before its first block did")
+    lowbit.quantize(str(model), recipe, str(whole), **settings)
+    assert digest(out) == digest(whole), f"{name}: the run that was taken up wrote other bytes"
 
 
 def _logits(model: Any, ids: Tensor) -> Tensor:
