@@ -188,11 +188,12 @@ class Run:
             tokens = ranks.first(tokens)[ranks.share(len(tokens))]
         batches = () if tokens is None else tokens.split(max(1, BATCH_TOKENS[self.device.type] // tokens.shape[1]))
         self.progress.start("quantize", len(steps))
+        outside = Beside(self.device)  # no block waits for what is in no step; `complete` does what fails there
         try:
             if self.source.embed in steps:
                 self.end(self.source.embed, book, Stats)
-            if self.writing.real and ranks.mine() == 0:
-                self.writing.do(self.writer.write_outside)
+            if outside.real and ranks.mine() == 0:
+                outside.do(self.writer.write_outside)
             entered, kwargs = streams, kwargs = self.enter(batches)
             if tokens is not None:
                 self.gradients.collect(tokens, kwargs, self.device, self.compute)
@@ -204,8 +205,8 @@ class Run:
             if self.source.head in steps:
                 self.end(self.source.head, book, lambda: self.head_statistics(batches, streams))
         finally:
-            self.reading.close()
-            self.writing.close()
+            for side in (self.reading, self.writing, outside):
+                side.close()
             self.progress.end()
 
     def end(self, name: str, book: journal.Journal, collect: Callable[[], Stats]) -> None:
