@@ -166,6 +166,41 @@ def test_a_step_equals_the_forward_of_transformers(name: str) -> None:
 
 
 @inside
+def test_the_first_of_equal_logits_is_taken() -> None:
+    from lowbit.kernels.triton._step import Taking
+
+    logits = torch.randn(1, 3000)
+    logits[0, [70, 2500, 2999]] = 9.0
+    token, position, number = torch.tensor([[5]]), torch.tensor([[11]]), torch.tensor([2])
+    written, take = torch.zeros(6, dtype=torch.long), Taking(3000, torch.device("cpu"))
+    for chosen in (70, 2500, 2999):
+        take(logits, token, position, written, number)
+        assert int(token) == chosen
+        logits[0, chosen] = -1.0
+    assert written.tolist() == [0, 0, 70, 2500, 2999, 0]
+    assert (int(position), int(number), int(take._count)) == (14, 5, 0)
+
+
+@inside
+@torch.no_grad()
+def test_a_loop_takes_the_tokens_of_generate(monkeypatch: pytest.MonkeyPatch) -> None:
+    from types import SimpleNamespace
+
+    from lowbit.serving import loop
+    from lowbit.testing._tiny import tiny
+
+    model = tiny("llama", sliding_window=None)
+    model.generation_config.eos_token_id = None
+    ids = torch.randint(3, 256, (1, 9))
+    wanted = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False, pad_token_id=0)
+    made = loop.Loop(model)
+    monkeypatch.setattr(made, "_graph", lambda _: SimpleNamespace(replay=lambda: made._one(loop.likeliest)))
+    monkeypatch.setattr(made, "_read", lambda a, b: (made._written[a:b].clone(), SimpleNamespace(synchronize=lambda: None)))
+    assert list(made.tokens(ids, 6)) == wanted[0, 9:].tolist()
+    assert made._step is not None
+
+
+@inside
 @pytest.mark.parametrize("text", ["int4-g32-fp32", "int3-g64-asym-fp32"])
 def test_searched_scales_lose_as_little_as_those_of_the_format(text: str) -> None:
     from lowbit.kernels import scales

@@ -147,6 +147,9 @@ class Loop:
         """One token: what a graph holds."""
         run = self._step
         logits = run(self._token, self._position) if run else self._call(self._token, position_ids=self._position)
+        if run and choose is likeliest:
+            run.take(logits, self._token, self._position, self._written, self._number)
+            return
         self._token.copy_(choose(logits))
         self._written.index_copy_(0, self._number, self._token[0])
         self._position += 1
