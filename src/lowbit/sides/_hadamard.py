@@ -1,13 +1,16 @@
 """_hadamard - orthogonal matrices of ones and minus ones, computed for every order that Sylvester and Paley give.
 
-Idea      H_2m = [[H, H], [H, -H]] (Sylvester). For a prime q = 3 mod 4 an order q + 1, for q = 1 mod 4 an order 2 (q + 1), from
-          the quadratic residues of q (Paley). An order n = a b c is applied as the Kronecker product of its factors: three
-          small products instead of one of n columns.
-Traps     Not every multiple of 4 is reached (52, 92, 100, 116, 156, 172 are not): `block` gives the largest divisor that is.
-          Paley's first kind is not symmetric: the way back is the transpose.
+Idea      H_2m = [[H, H], [H, -H]] (Sylvester). For a power q of an odd prime, q = 3 mod 4, an order q + 1, for q = 1 mod 4 an
+          order 2 (q + 1), from the squares of the field of q elements (Paley). An order n = a b c is applied as the Kronecker
+          product of its factors: small products instead of one of n columns.
+          An element of the field is a polynomial over the integers mod p, written as a number in base p. Powers of a
+          primitive element go through all but 0, the even ones are the squares.
+Traps     Not every multiple of 4 is reached (92, 116, 156, 172, 184, 188, 232 are not): `block` gives the largest divisor that
+          is. Paley's first kind is not symmetric: the way back is the transpose.
 """
 
 import functools
+import itertools
 import math
 
 import torch
@@ -15,7 +18,7 @@ from torch import Tensor
 
 SMALL = 64
 """Greatest power of two that is applied as one product."""
-LARGEST = 512
+LARGEST = 2048
 """Greatest order of Paley that is used: its product is dense."""
 
 
@@ -26,17 +29,30 @@ def block(n: int) -> int:
 
 @functools.cache
 def factors(n: int) -> tuple[int, ...]:
-    """Orders whose product is `n`: one that holds the odd part, then powers of two up to SMALL; () when there are none."""
+    """Orders whose product is `n`: those that hold the odd part, then powers of two up to SMALL; () when there are none."""
     twos = (n & -n).bit_length() - 1
-    odd = n >> twos
-    first = next((j for j in range(twos + 1) if odd == 1 or (odd << j <= LARGEST and _paley(odd << j))), None)
-    if first is None:
+    found = _odd_part(n >> twos, twos)
+    if found is None:
         return ()
-    found = [odd << first] if odd > 1 else []
-    rest = twos - (first if odd > 1 else 0)
-    steps = math.ceil(rest / 6)
-    found += [1 << (rest * (i + 1) // steps - rest * i // steps) for i in range(steps)]
-    return tuple(found) or (1,)
+    rest = n // math.prod(found)
+    twos = rest.bit_length() - 1
+    steps = math.ceil(twos / 6)
+    return (*found, *(1 << (twos * (i + 1) // steps - twos * i // steps) for i in range(steps))) or (1,)
+
+
+def _odd_part(odd: int, twos: int) -> tuple[int, ...] | None:
+    """Orders of Paley whose product is `odd` and as few of so many twos as will do, one order if one will; None: none will."""
+    if odd == 1:
+        return ()
+    whole = next((odd << j for j in range(twos + 1) if odd << j <= LARGEST and _paley(odd << j)), 0)
+    if whole:
+        return (whole,)
+    for part in (d for d in range(3, math.isqrt(odd) + 1, 2) if odd % d == 0):
+        left = _odd_part(part, twos)
+        right = left and _odd_part(odd // part, twos + (part.bit_length() - math.prod(left).bit_length()))
+        if left and right:
+            return left + right
+    return None
 
 
 def apply(x: Tensor, size: int, back: bool = False) -> Tensor:
@@ -65,26 +81,51 @@ def _sylvester(n: int) -> Tensor:
 
 
 def _paley(n: int) -> int:
-    """The prime that gives order `n`, or 0."""
-    if n % 4 == 0 and _prime(n - 1):
-        return n - 1
-    return n // 2 - 1 if n % 4 == 0 and n // 2 % 2 == 0 and _prime(n // 2 - 1) and (n // 2 - 1) % 4 == 1 else 0
+    """The power of an odd prime that gives order `n`, or 0."""
+    if n % 4:
+        return 0
+    return next((q for q, kind in ((n - 1, 3), (n // 2 - 1, 1)) if q % 4 == kind and _root(q)), 0)
 
 
-def _prime(q: int) -> bool:
-    return q > 2 and all(q % d for d in range(2, math.isqrt(q) + 1))
+def _root(q: int) -> int:
+    """The prime that `q` is a power of, or 0."""
+    p = next((d for d in range(2, math.isqrt(q) + 1) if q % d == 0), q)
+    return p if q > 1 and p ** round(math.log(q, p)) == q else 0
+
+
+def _powers(p: int, k: int) -> list[int]:
+    """The powers 0 .. p^k - 2 of a primitive element of the field of p^k elements, each a number in base p."""
+    for tail in itertools.product(range(p), repeat=k):  # x^k = tail: the first one whose x is primitive
+        element = [1] + [0] * (k - 1)
+        found, code = list[int](), 1
+        while code not in found[:1] and len(found) < p**k and any(element):
+            found.append(code)
+            top = element[-1]
+            element = [(low + top * t) % p for low, t in zip([0, *element[:-1]], tail, strict=True)]
+            code = sum(digit * p**i for i, digit in enumerate(element))
+        if len(found) == p**k - 1:
+            return found
+    raise AssertionError(f"no primitive element of {p}^{k}")  # there always is one
+
+
+def _residues(q: int) -> Tensor:
+    """1 where the difference a - b of two elements is a square, -1 where it is none, 0 where it is 0: [q, q]."""
+    p = _root(q)
+    k = round(math.log(q, p))
+    symbol = torch.full((q,), -1.0)
+    symbol[_powers(p, k)[::2]] = 1
+    symbol[0] = 0
+    weights = p ** torch.arange(k)
+    digits = torch.arange(q)[:, None] // weights % p
+    return symbol[((digits[:, None] - digits) % p * weights).sum(-1)]
 
 
 def _from_residues(n: int) -> Tensor:
     """Paley's matrix of order `n`."""
     q = _paley(n)
-    symbol = torch.full((q,), -1.0)
-    symbol[[i * i % q for i in range(1, q)]] = 1
-    symbol[0] = 0
-    residues = symbol[(torch.arange(q)[:, None] - torch.arange(q)) % q]
     core = torch.ones(q + 1, q + 1)
     core[0, 0] = 0
-    core[1:, 1:] = residues
+    core[1:, 1:] = _residues(q)
     if n == q + 1:
         core[1:, 0] = -1
         return core + torch.eye(n)

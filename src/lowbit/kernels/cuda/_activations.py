@@ -78,9 +78,10 @@ def vectors(inputs: int, threads: int) -> int:
 def _orders(size: int) -> tuple[int, int]:
     """Log2 of the power of two, and the other factor, of a Hadamard order that the kernel can turn; () if it cannot."""
     factors = _hadamard.factors(size)
-    if not factors:
+    dense = [factor for factor in factors if factor & (factor - 1)]
+    if not factors or len(dense) > 1:
         return ()  # type: ignore[return-value]
-    odd = factors[0] if factors[0] & (factors[0] - 1) else 1
+    odd = dense[0] if dense else 1
     return ((size // odd).bit_length() - 1, odd) if odd <= ODD else ()  # type: ignore[return-value]
 
 
