@@ -11,14 +11,18 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import lowbit
-from lowbit import Recipe, checkpoints, formats, sides
+from lowbit import Recipe, architectures, checkpoints, formats, sides
 from lowbit.core.errors import ArchitectureError, FormatError, RecipeError
 from lowbit.kernels import activation as acting
+from lowbit.layers import replacing
 from lowbit.layers.linear import QuantizedLinear
 from lowbit.methods import duquant
 from lowbit.sides import _hadamard
 from lowbit.testing._tiny import tiny
 from lowbit.testing.killing import KillAfter, Killed, digest
+from lowbit.testing.planting import Outliers, plant
+from lowbit.transforms.outline import Outline
+from lowbit.transforms.turning import Turning
 from tests.unit.test_quantize import SMALL
 
 TOKENS = torch.arange(3, 60)[None]
@@ -184,3 +188,35 @@ def test_learned_rotations_are_orthogonal_better_and_resumed(tiny_llama: Path, t
     assert float((stream @ stream.T - torch.eye(len(stream))).abs().max()) < 1e-4
     lowbit.quantize(str(tiny_llama), sentence, str(tmp_path / "killed"), **SMALL)
     assert digest(tmp_path / "whole") == digest(tmp_path / "killed")
+
+
+@pytest.mark.parametrize("name", ["llama", "phi3", "mixtral", "gemma2"])
+def test_channels_between_linears_are_evened_out(name: str) -> None:
+    """Rows and the columns that read them have equal norms; planted outliers are gone, and the function is what it was."""
+    plain, model = tiny(name), tiny(name)
+    plant(model, Outliers(norms=(1, 1.0), keys=(1, 1.0)))
+    replacing.open_experts(plain)
+    replacing.open_experts(model)
+    config = plain.config
+    blocks = plain.model.layers
+    outline = Outline(
+        architectures.find(config), tuple(tuple(n for n, _ in b.named_modules() if n) for b in blocks),
+        {n: p.dim() for n, p in plain.named_parameters(remove_duplicate=False)},
+        (config.num_attention_heads, config.num_key_value_heads), config.hidden_size, config.head_dim,
+    )  # fmt: skip
+    found = []
+    for one in (plain, model):
+        turning, held = Turning(outline), dict(one.named_parameters(remove_duplicate=False))
+        for index in range(len(blocks)):
+            turning.even(index)
+        found.append({n: turning.tensor(n, held.__getitem__) for n in held})
+    changed = [n for n, t in found[0].items() if not torch.equal(t, plain.get_parameter(n))]
+    assert changed and all(torch.allclose(found[1][n], t, rtol=1e-4, atol=1e-6) for n, t in found[0].items())
+    wanted = logits(plain)
+    for n, t in found[1].items():
+        model.get_parameter(n).data = t
+    assert off(logits(model), wanted) < 1e-5
+    down = next(n for n in changed if n.endswith("down_proj.weight"))
+    rows = next(t for n, t in found[0].items() if n == down.replace("down_proj", "up_proj") or "gate_up" in n)
+    columns = found[0][down]
+    assert torch.allclose(rows[-columns.shape[1] :].norm(dim=1), columns.norm(dim=0), rtol=1e-4)

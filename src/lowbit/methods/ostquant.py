@@ -9,7 +9,7 @@ Idea      A rotation evens out directions, a scale evens out variances: together
 Source    OSTQuant (2501.13987), sections 3.2 and 3.3: the KL-Top loss.
 Defaults  100 steps of 4 windows, top 1000 as in the paper; rotations at the rate of spinquant, logarithms of scales by Adam at
           0.02 (paper: Riemannian Adam for both, 0.02 and 0.03).
-Traps     As spinquant: the whole model and its gradients are in memory. Scales start at 1.
+Traps     As spinquant: the whole model and its gradients are in memory. Scales start where quarot evens channels out.
 """
 
 from dataclasses import dataclass
@@ -75,6 +75,8 @@ class OSTQuant(Method):
         return found
 
     def _fold(self, turning: Turning, found: dict[str, Tensor]) -> None:
+        for index in range(len(turning.outline.blocks)):
+            turning.even(index)
         turning.stream(turns.dense(found["stream"]))
         for index in range(len(turning.outline.blocks)):
             turning.values(index, found[f"values.{index}"][None])

@@ -5,6 +5,7 @@ In / Out  the whole model, its calibration windows -> two kinds of orthogonal ma
 Idea      Random rotations differ by points of accuracy; the loss of the quantized network can choose. Its gradient moves R1
           [hidden, hidden] and an R2 [head, head] a layer along the manifold of orthogonal matrices (solvers/stiefel.py) while
           all weights stay as they are.
+          Channels between linears are evened out first, as in quarot.
 Source    SpinQuant (2405.16406), sections 3.2 and 4.
 Defaults  100 steps at rate 1.5, cosine, as in the paper, of 4 windows (paper 8); the loss is that of the next token. Weights
           are rounded in the loss only where the solver does not look at inputs (rtn), as the paper does before GPTQ.
@@ -60,6 +61,8 @@ class SpinQuant(Method):
         return found
 
     def _fold(self, turning: Turning, found: dict[str, Tensor]) -> None:
+        for index in range(len(turning.outline.blocks)):
+            turning.even(index)
         turning.stream(turns.dense(found["stream"]))
         for index in range(len(turning.outline.blocks)):
             turning.values(index, found[f"values.{index}"][None])

@@ -27,10 +27,12 @@ Get = Callable[[str], Tensor]
 Step = Callable[[Tensor, Get], Tensor]
 Basis = Callable[[Tensor], Tensor]
 """x [..., n] -> x Q."""
+Scales = Callable[[Get], Tensor]
+"""Scales [channels] made of stored tensors."""
 
 
 class Turning:
-    """What each tensor becomes; `stream`, `values` and `diagonal` add to it. dtype: of the tensors that it gives."""
+    """What each tensor becomes; `stream`, `values`, `diagonal` and `even` add to it. dtype: of the tensors that it gives."""
 
     def __init__(self, outline: Outline, dtype: torch.dtype = torch.float32) -> None:
         self.outline = outline
@@ -109,21 +111,46 @@ class Turning:
             for target in fold.targets:
                 self._add(self.outline.full(index, target), columns)
 
-    def diagonal(self, index: int, fold: Fold, scales: Tensor) -> None:
+    def diagonal(self, index: int, fold: Fold, scales: Tensor | Scales) -> None:
         """Divide what the source of a fold of block `index` gives by `scales` [channels], multiply its readers' columns."""
         offset = fold.offset
 
-        def rows(w: Tensor, _: Get) -> Tensor:
-            first = len(w) - len(scales) if fold.heads else round(fold.rows[0] * len(w))
-            s = scales.to(w.device, w.dtype).view(-1, *[1] * (w.dim() - 1))
-            inside = w[first : first + len(scales)]
+        def found(w: Tensor, get: Get) -> Tensor:
+            return (scales if isinstance(scales, Tensor) else scales(get)).to(w.device, w.dtype)
+
+        def rows(w: Tensor, get: Get) -> Tensor:
+            s = found(w, get).view(-1, *[1] * (w.dim() - 1))
+            first = len(w) - len(s) if fold.heads else round(fold.rows[0] * len(w))
+            inside = w[first : first + len(s)]
             changed = (inside + offset) / s - offset if w.dim() == 1 else inside / s
-            return torch.cat([w[:first], changed, w[first + len(scales) :]])
+            return torch.cat([w[:first], changed, w[first + len(s) :]])
 
         self._add(self.outline.full(index, fold.source), rows, rows)
-        spread = folding.spread(scales, fold, self.outline.heads)
         for target in fold.targets:
-            self._add(self.outline.full(index, target), lambda w, _: w * spread.to(w.device, w.dtype))
+            name = self.outline.full(index, target)
+            self._add(name, lambda w, get: w * folding.spread(found(w, get), fold, self.outline.heads))
+
+    def even(self, index: int) -> None:
+        """Leave rows and the columns that read them with equal norms, along every fold between linears of block `index`.
+
+        From weights alone, as they are stored: before anything else turns them.
+        """
+        for fold in self.outline.folds(index):
+            if fold not in self.outline.norms(index):
+                self.diagonal(index, fold, self._balance(index, fold))
+
+    def _balance(self, index: int, fold: Fold) -> Scales:
+        source, targets = self.outline.full(index, fold.source), [self.outline.full(index, t) for t in fold.targets]
+
+        def scales(get: Get) -> Tensor:
+            columns = torch.stack([get(f"{t}.weight").double().square().sum(0) for t in targets]).sum(0)
+            columns = folding.gather(columns, fold, self.outline.heads)
+            rows = get(f"{source}.weight").double().square().sum(1)
+            first = len(rows) - len(columns) if fold.heads else round(fold.rows[0] * len(rows))
+            ratio = rows[first : first + len(columns)] / columns
+            return torch.where((ratio > 0) & ratio.isfinite(), ratio, 1.0) ** 0.25
+
+        return scales
 
     def _add(self, module: str, weight: Step, bias: Step | None = None) -> None:
         self._steps[f"{module}.weight"].append(weight)
