@@ -211,7 +211,7 @@ class Line:
     """A linear as the plan sees it."""
 
     def __init__(self, name: str, role: str = "mlp") -> None:
-        self.name, self.shape, self.role, self.layer = name, (128, 128), role, 0
+        self.name, self.shape, self.role, self.layer, self.writes = name, (128, 128), role, 0, False
 
 
 def planned(recipe: str) -> Plan:
@@ -227,6 +227,22 @@ def test_plan_of_tuners() -> None:
     short, long = (planned(f"autoround(int2-g128, steps={n})").outlook(**sizes) for n in (100, 200))  # type: ignore[arg-type]
     assert long["seconds"] - short["seconds"] >= 100 * 6 * 8192 * 200_000 / 1e9
     assert short["peak_memory"] > planned("gptaq(int2-g128)").outlook(**sizes)["peak_memory"]  # type: ignore[arg-type]
+
+
+def test_plan_counts_what_learns_a_basis() -> None:
+    """On the whole model (spinquant, ostquant) or block by block (flatquant): memory of steps, copies and logits; time."""
+    sizes = {"tokens": 8192, "hidden": 128, "block_weights": 100_000, "blocks": 4, "outside_bytes": 0, "flops": 1e9}
+    whole = sizes | {"vocabulary": 30_000, "window": 512}
+
+    def told(recipe: str) -> dict[str, Any]:
+        return planned(recipe).outlook(**whole)  # type: ignore[arg-type]
+
+    plain, one, four = (told(f"{s}rtn(int4-row)") for s in ("quarot + ", "spinquant(batch=1) + ", "spinquant(batch=4) + "))
+    assert one["peak_memory"] - plain["peak_memory"] > 4 * 5 * (4 * 100_000 + 30_000 * 128)
+    assert four["peak_memory"] - one["peak_memory"] >= 4 * 3 * 512 * (4 * 16 * 128 + 6 * 30_000)
+    assert told("ostquant + rtn(int4-row)")["peak_memory"] == four["peak_memory"]
+    assert four["seconds"] - one["seconds"] >= 100 * 8 * 3 * 512 * 400_000 / 1e9
+    assert told("flatquant(batch=8) + rtn(int4-row)")["peak_memory"] > told("duquant + rtn(int4-row)")["peak_memory"]
 
 
 @pytest.mark.parametrize(

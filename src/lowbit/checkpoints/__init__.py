@@ -123,6 +123,12 @@ class Stored:
         """The constant scales of keys and values, "k_scale" and "v_scale", of each layer that has some."""
         return cache_scales(self.folder.names, self.folder.tensor)
 
+    @property
+    def prefix_outputs(self) -> dict[str, Tensor]:
+        """What linears of keys and values give for the model's prefix, by the model's name of each."""
+        end = ".prefix_output"
+        return {n.removesuffix(end): self.folder.tensor(old) for n, old in self.originals.items() if n.endswith(end)}
+
     def quantized(self, module: str, device: torch.device | None = None, bits: int | None = None) -> Quantized:
         """One matrix, unpacked on `device`, its codes as they are in the file; nested codes read at `bits`, if it is given.
 

@@ -56,9 +56,10 @@ def logits_of(model: nn.Module, tokens: Tensor) -> Tensor:
     device = next(model.parameters()).device
     if hasattr(model, "kv_policies"):
         return held.logits(model, tokens.to(device))[0]
+    tokens, before = held.with_prefix(model, tokens)
     with torch.no_grad():
         found: Tensor = model(tokens[None].to(device), use_cache=False).logits[0]
-    return found
+    return found[before:]
 
 
 def read_texts(names: Sequence[str], tokenizer: Any, length: int, count: int | None) -> dict[str, Tensor]:

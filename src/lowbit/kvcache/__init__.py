@@ -27,24 +27,37 @@ from lowbit.core.errors import RequestError, nearest
 from lowbit.core.shelf import Shelf
 from lowbit.kernels.pages import Half
 from lowbit.kvcache._policy import Policy
+from lowbit.kvcache._prefix import PART, Front, Places, Prefix, pin
+from lowbit.kvcache._prefix import attach as attach_prefix
+from lowbit.kvcache._prefix import linears as prefix_linears
 
 __all__ = [
     "KEY",
+    "PART",
+    "PREFIX",
+    "Front",
     "Half",
+    "Places",
     "Policy",
+    "Prefix",
     "Scales",
     "Told",
     "arguments",
     "attach",
+    "attach_prefix",
     "build",
     "by_layer",
     "check",
     "examples",
     "parse",
+    "pin",
+    "prefix_linears",
     "shelf",
 ]
 
 KEY = "lowbit_kv"
+PREFIX = "lowbit_prefix"
+"""The ids of tokens whose keys and values are constants, in config.json."""
 Scales = Mapping[int, Mapping[str, Any]]
 NO_SCALES: Scales = MappingProxyType({})
 Told = str | Policy | Sequence[str | Policy | None]

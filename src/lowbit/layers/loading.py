@@ -27,8 +27,8 @@ from lowbit.layers import replacing
 from lowbit.layers.quantizer import attach
 
 Get = Callable[[str], Tensor]
-UNWANTED = (r"rotary_emb\.inv_freq$", r"(^|\.)position_ids$", r"\.[kv]_scale$")
-"""Tensors of old files that no class wants any more, and scales of the cache."""
+UNWANTED = (r"rotary_emb\.inv_freq$", r"(^|\.)position_ids$", r"\.[kv]_scale$", r"\.prefix_output$")
+"""Tensors of old files that no class wants any more, scales of the cache, constants of a prefix."""
 
 
 def load(
@@ -59,6 +59,9 @@ def load(
     if (folder.path / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder.path)
     attach(model, stored)
+    ids = tuple(folder.settings.get(kvcache.PREFIX, ()))
+    if ids:
+        kvcache.attach_prefix(model, kvcache.Prefix(ids, stored.prefix_outputs))
     return kvcache.attach(model, folder.settings.get(kvcache.KEY), stored.cache_scales)
 
 

@@ -8,7 +8,7 @@ Traps     transformers casts a float tensor to the dtype of its place: scales ar
           Importing it registers both classes (once, by name): it may itself be what makes transformers.quantizers load.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,17 +20,16 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from lowbit import architectures, checkpoints
+from lowbit import checkpoints
 from lowbit.checkpoints import lowbit as own
 from lowbit.checkpoints.folder import Shard
 from lowbit.checkpoints.folder.shard import Entry
 from lowbit.formats import Format
+from lowbit.layers import cached, replacing
 from lowbit.layers import linear as linears
-from lowbit.layers import replacing
+from lowbit.layers.cached import Cached
 from lowbit.layers.embedding import QuantizedEmbedding
 from lowbit.layers.linear import QuantizedLinear
-
-Scales = Mapping[int, Mapping[str, Tensor]]
 
 
 class LowbitConfig(QuantizationConfigMixin):
@@ -59,11 +58,11 @@ class LowbitQuantizer(HfQuantizer):
         self.originals: dict[str, str] = {}
         self.renames: tuple[tuple[str, str], ...] = ()
         self.apart = False
-        self.cache_scales: Scales = {}
+        self.cached = Cached()
 
     def _process_model_before_weight_loading(self, model: Any, checkpoint_files: Iterable[str] = (), **kwargs: Any) -> None:
         entries: dict[str, Entry] = {}
-        self.cache_scales = _cache_scales(checkpoint_files)
+        self.cached = Cached(checkpoint_files)
         for file in checkpoint_files or ():
             with Shard(Path(file)) as shard:
                 entries |= shard.entries
@@ -90,7 +89,7 @@ class LowbitQuantizer(HfQuantizer):
         return converted
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
-        return _with_cache(linears.prepare(model), self.cache_scales)
+        return self.cached.restore(linears.prepare(model), lambda name: _place(model, name, self.renames))
 
     def get_state_dict_and_metadata(self, model: Any) -> tuple[dict[str, Tensor], dict[str, str]]:
         """The tensors to save, in the file format of `form`."""
@@ -101,10 +100,7 @@ class LowbitQuantizer(HfQuantizer):
             told, activation = self.originals.get(name, name), getattr(module, "activation", None)
             state |= self.form.tensors(told, module.quantized(), module.dtype, activation=activation)
             state |= checkpoints.input_tensors(told, activation)
-        blocks = architectures.find(model.config).blocks
-        for layer, scales in getattr(model, "kv_scales", {}).items():
-            state |= {f"{blocks}.{layer}.self_attn.{name}": tensor for name, tensor in scales.items()}
-        return state, {}
+        return state | cached.tensors(model, self.originals), {}
 
     def is_serializable(self) -> bool:
         return True
@@ -149,33 +145,16 @@ def attach(model: Any, stored: "checkpoints.Stored") -> None:
     model._weight_conversions = []  # the names that `originals` gives are final
 
 
-def _with_cache(model: Any, scales: Scales) -> Any:
-    """The model, with the packed cache that its config.json asks for."""
-    from lowbit import kvcache
-
-    return kvcache.attach(model, getattr(model.config, kvcache.KEY, None), scales)
-
-
-def _cache_scales(files: Iterable[str] | None) -> Scales:
-    """The constant scales of the cache in a model's files, by layer."""
-    found: dict[int, dict[str, Tensor]] = {}
-    for file in files or ():
-        with Shard(Path(file)) as shard, torch.device("cpu"):  # transformers is building the model on meta
-            for layer, scales in checkpoints.cache_scales(shard.entries, shard.tensor).items():
-                found.setdefault(layer, {}).update(scales)
-    return found
-
-
 def _restoring(quantizer: type) -> type:
     """A quantizer of transformers whose models get the packed cache that their config.json asks for."""
 
     def before(self: Any, model: Any, **kwargs: Any) -> Any:
-        self.cache_scales = _cache_scales(kwargs.get("checkpoint_files"))
+        self.cached = Cached(kwargs.get("checkpoint_files"))
         return quantizer._process_model_before_weight_loading(self, model, **kwargs)  # type: ignore[attr-defined]
 
     def after(self: Any, model: Any, **kwargs: Any) -> Any:
         done = quantizer._process_model_after_weight_loading(self, model, **kwargs)  # type: ignore[attr-defined]
-        return _with_cache(done or model, self.cache_scales)
+        return self.cached.restore(done or model)
 
     changed = {"_process_model_before_weight_loading": before, "_process_model_after_weight_loading": after}
     return type(quantizer.__name__, (quantizer,), changed)

@@ -7,13 +7,14 @@ the statistics it wants (files of lowbit.statistics). It has exactly one verb:
     tune(self, block: Block, inputs, targets) -> None    tuner: trains a block whose matrices are solved
     finish(self, model: Model) -> None    finisher: trains the whole model once all blocks are done
 A method may also have `turn(self, turning, learned) -> None`: it puts the whole model into another basis before its blocks
-stream, alone or beside its verb (Turner); and `around(self, linear) -> str`: the side of its format that a linear gets.
+stream, alone or beside its verb (Turner); and `around(self, linear) -> str`: the side of its format that a linear gets;
+and `prefix(self, tokens, reach, first) -> ids`: the tokens that shall begin every sequence (Prefixing).
 Declarations (act, kv, budget) have none: they set formats in the plan. A field `format: str` names what the method quantizes
 to; in a transform it is the format that it prepares for, in a tuner the one that `start`, a solver, rounds to before it.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -174,6 +175,15 @@ class Turner(Protocol):
 
         Raises ArchitectureError where that would change the model's function.
         """
+
+
+@runtime_checkable
+class Prefixing(Protocol):
+    """A method that chooses tokens to begin every sequence, whose keys and values become constants."""
+
+    def prefix(self, tokens: Tensor, reach: Sequence[Tensor], first: int) -> tuple[int, ...]:
+        """Their ids. tokens [windows, length]; reach: greatest |x| that enters the down projection of each block, of each
+        token; first: what texts begin with."""
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from lowbit import statistics
 from lowbit.core import ranks
 from lowbit.core.errors import ArchitectureError, RequestError
-from lowbit.pipeline import turned
+from lowbit.pipeline import prefixed, turned
 from lowbit.pipeline.source import Source
 from lowbit.recipe.grammar import step_text
 from lowbit.recipe.plan import Plan
@@ -18,6 +18,7 @@ def shareable(plan: Plan) -> None:
         (name, f"{name} cannot be put together from parts of the text") for name in plan.needs if not statistics.joins(name)
     ]
     told += [(f"{t.name}", "tuners and finishers train on all windows") for t in plan.rows if t.tuners or t.finishers]
+    told += [("the prefix", "one process looks for it")] if prefixed.method_of(plan) else []
     told += [("the basis", "it is searched on all windows") for turner in plan.turners if hasattr(turner, "study")]
     for name, reason in told[:1]:
         raise RequestError(f"{name} in {ranks.count()} processes: {reason}. Run it in one, without torchrun.")
@@ -26,6 +27,7 @@ def shareable(plan: Plan) -> None:
 def check(source: Source, plan: Plan) -> None:
     """Raise ArchitectureError when a transform that needs folds targets a block without any, or the model cannot be turned."""
     turned.check(source, plan)
+    prefixed.check(source, plan)
     seen = {(transform, target.layer) for target in plan.rows for transform in target.transforms}
     for transform, layer in sorted(seen, key=lambda pair: pair[1]):
         if not getattr(transform, "needs_folds", False) or not 0 <= layer < len(source.blocks):

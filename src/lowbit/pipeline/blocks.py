@@ -13,22 +13,19 @@ import copy
 import fnmatch
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lowbit.architectures import Architecture, _discover, shares
+from lowbit.architectures import _discover, shares
 from lowbit.core import ranks
 from lowbit.core.errors import CheckpointError
-from lowbit.formats import Parts, Quantized
-from lowbit.kernels.activation import Activation
+from lowbit.formats import Parts
 from lowbit.methods import Block, name_of
 from lowbit.pipeline import activations, online, solving, tuned
-from lowbit.pipeline.progress import Progress
+from lowbit.pipeline.job import Done, Job
 from lowbit.pipeline.stream import Paused, first
-from lowbit.recipe.plan import Target
 from lowbit.statistics import Collecting, Stats, Weighed, needs_reference, weighted
 
 Get = Callable[[str], Tensor]
@@ -56,39 +53,6 @@ def load(skeleton: nn.Module, prefix: str, get: Get, device: torch.device, dtype
     return module.eval()
 
 
-@dataclass
-class Job:
-    """What it takes to quantize one block. targets: by name inside the block. kwargs: beside hidden states. batches: the
-    stream that enters, references: the full-precision stream (None: no method asks for it). gradients: statistics from them, by
-    linear."""
-
-    index: int
-    prefix: str
-    module: nn.Module
-    architecture: Architecture
-    targets: dict[str, Target]
-    kwargs: dict[str, Any]
-    batches: list[Tensor]
-    references: list[Tensor] | None
-    stored: torch.dtype
-    heads: tuple[int, int]
-    progress: Progress
-    gradients: dict[str, dict[str, Tensor]] = field(default_factory=dict)
-
-
-@dataclass
-class Done:
-    """A quantized block: its matrices, a row per matrix, the streams that leave it. originals: the weights that were rounded,
-    of matrices that will be tuned. activations: with the scales that are stored."""
-
-    quantized: dict[str, Quantized] = field(default_factory=dict)
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    outputs: list[Tensor] = field(default_factory=list)
-    references: list[Tensor] | None = None
-    originals: dict[str, Tensor] = field(default_factory=dict)
-    activations: dict[str, Activation] = field(default_factory=dict)
-
-
 def run(job: Job) -> Done:
     """Quantize one block. `job.module` is used up: its rounded weights are dropped once the stream has passed them."""
     stages, done = stages_of(job), Done()
@@ -97,14 +61,17 @@ def run(job: Job) -> Done:
         # a fold changes the last bits of the block's output; the reference stream must not depend on what a resumed run lacks
         done.references = [first(job.module(h, **job.kwargs)) for h in job.references]
     parts: dict[str, Parts] = {}
+    job.front.find(job.module)
     for transform, names in transforms:
         block = _block(job, stages, names)
         stats = _collect(job, stages, tuple(transform.needs)) if transform.needs else {}
         with tuned.repeatable(job.batches[0].device) if hasattr(transform, "steps") and job.batches else nullcontext():
             transform.rewrite(block, stats)
         parts |= block.parts
+        job.front.find(job.module)
     _settle(job)
     ahead = online.prepare(job.module, {name: target.format for name, target in job.targets.items()}, parts, stages)
+    job.front.find(job.module)
     told = {name: target.activation for name, target in job.targets.items() if target.activation}
     done.activations = activations.observed(told, lambda needs: _collect(job, stages, needs, inner=True))
     if job.batches:
@@ -120,6 +87,7 @@ def _stream(job: Job, stages: list[list[str]], done: Done) -> None:
     """Round the matrices stage by stage, each on the inputs that come through those before it; then tune."""
     original = copy.deepcopy(job.module) if job.references is not None else None
     activations.attach(job.module, done.activations, {n: t.format.inner for n, t in job.targets.items()}, done.quantized.get)
+    job.front.hold(job.module)
     tuners = _methods(job, "tune")
     with Paused(job.module, lambda h: first(job.module(h, **job.kwargs)), stages, job.batches) as runs:
         shadow = None
@@ -187,9 +155,9 @@ def _collect(job: Job, stages: list[list[str]], needs: tuple[str, ...], inner: b
             collecting = _collectors(job, names, needs)
             for _, inputs in runs.inputs(number):
                 for name, x in inputs.items():
-                    collecting[name].add(
-                        activations.behind(job.module, name, job.targets[name].format.inner, x) if inner else x
-                    )
+                    if inner:  # where a prefix needs no room in a scale
+                        x = activations.behind(job.module, name, job.targets[name].format.inner, job.front.behind(x))
+                    collecting[name].add(x)
             for key, members in shares(names).items():
                 found.update(dict.fromkeys(members, collecting[key].stats()))
     return found

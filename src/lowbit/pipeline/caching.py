@@ -17,6 +17,7 @@ from transformers import DynamicCache
 from lowbit import kvcache
 from lowbit.kvcache import Half, Policy
 from lowbit.pipeline import text
+from lowbit.pipeline.prefixed import Prefixed
 from lowbit.pipeline.source import Source, tokenizer_of
 from lowbit.pipeline.stream import first
 from lowbit.pipeline.writer import Writer
@@ -48,13 +49,14 @@ class Caching:
         return {kvcache.KEY: self.told, "quantization_config": {SCHEME: scheme} if scheme else {}}
 
     @torch.no_grad()
-    def scales(self, writer: Writer, calibration: str, device: torch.device) -> dict[str, Tensor]:
-        """The constant scales of all layers that have some, as they are stored."""
+    def scales(self, writer: Writer, calibration: str, device: torch.device, front: Prefixed) -> dict[str, Tensor]:
+        """The constant scales of all layers that have some, as they are stored. front: begins every window, and needs none."""
         if not any(policy and policy.static for policy in self.policies):
             return {}
         name, source = "bundled" if calibration == "generated" else calibration, self.source
         length = min(LENGTH, source.context)
         tokens = text.windows(name, text.read(name), tokenizer_of(source.folder.path), length, WINDOWS).tokens
+        tokens, self._begin = front.windows(tokens), len(front)
         outer = source.outer(torch.float32, device)
         kwargs, stream = outer.kwargs(length), [outer.enter(row[None]) for row in tokens]
         outer.drop()
@@ -78,7 +80,8 @@ class Caching:
             cache: Any = DynamicCache(config=self.source.config)
             after.append(first(module(hidden, **kwargs | {word: cache, "use_cache": True})))
             layer = cache.layers[index]
-            sizes = [states.abs().float().amax((0, 2, 3)).cpu() for states in (layer.keys, layer.values)]
+            held = [states[:, :, self._begin :] for states in (layer.keys, layer.values)]
+            sizes = [states.abs().float().amax((0, 2, 3)).cpu() for states in held]
             most = [torch.maximum(m, size) for m, size in zip(most, sizes, strict=True)]
         return after, most
 

@@ -58,13 +58,14 @@ def outside(source: Source, stored: checkpoints.Stored, outer: Outer, device: to
 
 def _modules(source: Source, stored: checkpoints.Stored, device: torch.device) -> Iterator[tuple[int, int, nn.Module]]:
     """Block by block of both models, the written one (0) first; the next one is read meanwhile, on a CPU afterwards."""
-    sides, read = (Beside(device), Beside(device)), written.reader(stored, device)
+    sides, read, pinned = (Beside(device), Beside(device)), written.reader(stored, device), stored.prefix_outputs
     get = functools.partial(source.stored.tensor, device=device)
 
     def load(index: int, which: int) -> nn.Module:
         if which:
             return block(source, get, index, device)
-        return written.block(source.blocks[index], source.prefix(index), read, stored.activations, device, torch.float32)
+        told = (source.blocks[index], source.prefix(index), read, stored.activations, device, torch.float32, pinned)
+        return written.block(*told)
 
     def start(index: int, which: int) -> Pending[nn.Module]:
         return sides[which].start(functools.partial(load, index, which), nn.Module.parameters)
@@ -94,8 +95,13 @@ def measure(source: Source, folder: Folder, tokens: Tensor, device: torch.device
     stored, tokens = checkpoints.Stored(folder, source.stored.renames), tokens[ranks.share(len(tokens))]
     original = source.outer(torch.float32, device, original=True)
     ours = outside(source, stored, original, device)
-    kwargs = original.kwargs(tokens.shape[1])
-    streams = [[outer.enter(row[None]) for row in tokens] for outer in (ours, original)]
+    prefix = kvcache.Prefix(tuple(folder.settings.get(kvcache.PREFIX, ())))
+    kwargs, begun, before = original.kwargs(tokens.shape[1]), tokens, 0
+    if prefix.ids:  # as long a window, so that its last tokens are not compared
+        front = prefix.before(tokens[0]).expand(len(tokens), -1)
+        before = front.shape[1]
+        begun = torch.cat([front, tokens[:, : tokens.shape[1] - before]], 1)
+    streams = [[outer.enter(row[None]) for row in rows] for outer, rows in ((ours, begun), (original, tokens))]
     scales = stored.cache_scales
     policies = kvcache.by_layer(folder.settings.get(kvcache.KEY, ""), len(source.blocks))
     progress.start("check", len(source.blocks))
@@ -109,8 +115,9 @@ def measure(source: Source, folder: Folder, tokens: Tensor, device: torch.device
             if which:
                 progress.block(index, None, 0.0)
         progress.end()
-        for row, candidate, reference in zip(tokens, *streams, strict=True):
-            found.add(row, ours.leave(row, candidate[0]), original.leave(row, reference[0]))
+        for row, longer, candidate, reference in zip(tokens, begun, *streams, strict=True):
+            last = len(row) - before
+            found.add(row[:last], ours.leave(longer, candidate[0])[before:], original.leave(row, reference[0])[:last])
     original.drop()
     for part in ("kl", "agree", "nll", "nll_original"):  # of every process, in the order of windows
         setattr(found, part, [value for told in ranks.everyone(getattr(found, part)) for value in told])

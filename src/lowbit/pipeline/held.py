@@ -28,9 +28,17 @@ def logits(model: Any, tokens: Tensor, told: Told | None = None, step: int = STE
     """
     given = kvcache.arguments(told or model.kv_policies, model)
     (cache,) = given.values()
+    tokens, before = with_prefix(model, tokens)
     with torch.no_grad():
         found = [model(part[None], use_cache=True, **given).logits[0] for part in tokens.split(step)]
-    return torch.cat(found), cache.bytes
+    return torch.cat(found)[before:], cache.bytes
+
+
+def with_prefix(model: Any, tokens: Tensor) -> tuple[Tensor, int]:
+    """A window [length] with what it lacks of the model's prefix in front, and how many tokens that is."""
+    prefix = getattr(model, "prefix", None)
+    before = tokens[:0] if prefix is None else prefix.before(tokens)
+    return torch.cat([before, tokens]), len(before)
 
 
 def plain(module: nn.Module, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
@@ -46,11 +54,15 @@ def through(config: Any, index: int, policies: Sequence[Policy | None], scales: 
     def run(module: nn.Module, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
         word = "past_key_values" if "past_key_values" in kwargs else "cache"
         cache, found = kvcache.build(policies, config, scales), []
+        places = getattr(module, "places", kvcache.Places())
+        whole = places.whole
         for start in range(0, hidden.shape[1], STEP):
             stop = min(start + STEP, hidden.shape[1])
+            places.whole = whole and not start
             part = {name: _part(name, value, start, stop) for name, value in kwargs.items()}
             part["attention_mask"] = _mask(kwargs.get("attention_mask"), start, stop, hidden.device)
             found.append(first(module(hidden[:, start:stop], **part | {word: cache, "use_cache": True})))
+        places.whole = whole
         return torch.cat(found, 1)
 
     return run

@@ -16,16 +16,17 @@ import torch
 from torch import Tensor
 
 import lowbit
-from lowbit import checkpoints
+from lowbit import checkpoints, kvcache
 from lowbit.core import ranks
-from lowbit.core.device import available_memory, peak_memory, return_freed_memory, throughput
+from lowbit.core.device import available_memory, peak_memory, return_freed_memory
 from lowbit.core.errors import CapacityError, CheckpointError, RequestError
 from lowbit.layers.loading import load
-from lowbit.pipeline import admission, blocks, budgeted, closing, ends, journal, text, turned
+from lowbit.pipeline import admission, blocks, budgeted, closing, ends, forecast, journal, prefixed, text, turned
 from lowbit.pipeline.beside import Beside
 from lowbit.pipeline.caching import Caching
 from lowbit.pipeline.finishing import Finishing
 from lowbit.pipeline.gradients import Gradients
+from lowbit.pipeline.job import Job
 from lowbit.pipeline.progress import Progress, Silent
 from lowbit.pipeline.reading import Reading
 from lowbit.pipeline.request import Request, Result
@@ -76,7 +77,9 @@ class Run:
         self.samples = request.samples or text.SAMPLES
         self.out = Path(request.out or f"{Path(request.model).name}-{self.plan.label()}{self.caching.label}")
         self.work = self.out.with_name(self.out.name + ".partial")
-        self.writer = Writer(self.work, self.source, self.plan.formats, self.plan.activations, bool(self.plan.turners))
+        turned_, begun = bool(self.plan.turners), prefixed.method_of(self.plan) is not None
+        self.writer = Writer(self.work, self.source, self.plan.formats, self.plan.activations, turned_, begun)
+        self.front = prefixed.Prefixed()
         self.finishing = Finishing(self.source, self.plan, self.writer, progress)
         self.gradients = Gradients(self.source, self.plan, self.writer, progress)
         self.compute = torch.float32 if self.device.type == "cpu" else self.source.dtype
@@ -89,9 +92,10 @@ class Run:
     def run(self) -> Result:
         start = time.perf_counter()
         return_freed_memory()
+        outlook = forecast.outlook(self.source, self.plan, self.writer.ends, self.samples, self.length, self.device)
         result = Result(
             self.request.model, str(self.recipe), str(self.out), self.plan.bits_per_weight, self.writer.bytes(),
-            self.request.seed, checkpoints.name_of(self.writer.form), self.caching.told, outlook=self.outlook(),
+            self.request.seed, checkpoints.name_of(self.writer.form), self.caching.told, outlook=outlook,
         )  # fmt: skip
         self.admit(result)
         if self.request.dry_run:
@@ -104,7 +108,8 @@ class Run:
         book = journal.shared(self.work, self.task(result))
         windows_only = tokens.tokens if tokens else None
         self.source.turning = turned.make(self.source, self.plan, self.work, windows_only, self.device, self.progress)
-        self.stream(windows_only, book)
+        self.front = prefixed.make(self.source, self.plan, self.work, windows_only, self.reading)
+        self.stream(None if windows_only is None else self.front.windows(windows_only), book)
         result.layers = [row for step in book.steps for row in step["rows"]]
         result.finished = [step["told"] for step in book.steps if "told" in step]
         self.finish(result)
@@ -117,31 +122,17 @@ class Run:
         """Make the work folder the result, and measure it. Rank 0 writes, all of them measure."""
         if ranks.mine() == 0:
             self.gradients.clear()
-            self.writer.complete(self.caching.config, self.caching.scales(self.writer, self.request.calibration, self.device))
+            scales = self.caching.scales(self.writer, self.request.calibration, self.device, self.front)
+            told = {kvcache.PREFIX: list(self.front.prefix.ids)} if len(self.front) else {}
+            self.writer.complete(self.caching.config | told, scales)
         ranks.meet()
         result.check = closing.check(self.source, self.work, self.device, self.progress)
         if ranks.mine() == 0:
             self.describe(result)
             turned.forget(self.work)
+            prefixed.forget(self.work)
             journal.finish(self.work, self.out)
         ranks.meet()
-
-    def outlook(self) -> dict[str, Any]:
-        """What the run will take, before it begins: bytes, peak memory, seconds; a row per layer."""
-        config, sizes = self.source.text_config, [sum(p.numel() for p in b.parameters()) for b in self.source.blocks]
-        tokens = self.samples * self.length if self.plan.needs_data else 0
-        window = min(self.length, text.LENGTH)
-        # embedding and head in float32 while windows enter and leave; two windows' logits in the closing check, and both ends
-        # of the written model beside the original's when one is quantized
-        tables = (1 if self.source.tied else 2) + (2 if self.writer.ends else 0)
-        outside = config.vocab_size * 4 * (config.hidden_size * tables + 2 * window)
-        # an end larger than a block is solved alone, as floats, its copy and codes
-        largest = max((self.plan.targets[name].weights for name in self.writer.ends), default=0)
-        outside += 10 * max(0, largest - max(sizes, default=0))
-        return self.plan.outlook(
-            tokens=tokens, window=self.length, hidden=config.hidden_size, block_weights=max(sizes, default=0),
-            blocks=len(sizes), outside_bytes=outside, flops=throughput(self.device),
-        )  # fmt: skip
 
     def admit(self, result: Result) -> None:
         """Refuse what cannot end well before any work. Raises CheckpointError, CapacityError."""
@@ -281,11 +272,12 @@ class Run:
         module = self.reading.block(index)
         targets = {n.removeprefix(prefix + "."): t for n, t in self.plan.targets.items() if n.startswith(prefix + ".")}
         told = (self.source.architecture, targets, kwargs, *streams, self.source.dtype, heads, self.progress)
-        done = blocks.run(blocks.Job(index, prefix, module, *told, self.gradients.of(index, self.device)))
+        front = self.front.front(index, self.source.dtype)
+        done = blocks.run(Job(index, prefix, module, *told, self.gradients.of(index, self.device), front))
 
         def write() -> None:
             if ranks.mine() == 0:
-                self.writer.write(index, module, done.quantized, activations=done.activations)
+                self.writer.write(index, module, done.quantized, activations=done.activations, pinned=front.outputs)
             book.add(prefix, done.rows)
             errors = [row["error"] for row in done.rows if isinstance(row.get("error"), float)]
             self.finished(prefix, sum(errors) / len(errors) if errors else None, start)

@@ -18,7 +18,7 @@ from lowbit.solvers import stacked
 from lowbit.statistics import Stats
 
 if TYPE_CHECKING:
-    from lowbit.pipeline.blocks import Done, Job
+    from lowbit.pipeline.job import Done, Job
 
 STACKED = {"cuda"}
 """Devices on which matrices of one input are rounded as one where their solver allows it."""

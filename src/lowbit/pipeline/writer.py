@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowbit import checkpoints
+from lowbit import checkpoints, kvcache
 from lowbit.core.errors import CheckpointError
 from lowbit.formats import Format, Quantized
 from lowbit.kernels.activation import Activation
@@ -32,7 +32,8 @@ SMALL = 200 << 20
 class Writer:
     """The files of one run in `work`. formats: of every quantized matrix by full name. activations: of rounded inputs.
 
-    turned: whether the model is put into another basis, in which embedding and head are never the same.
+    turned: whether the model is put into another basis, in which embedding and head are never the same. prefixed: whether
+    tokens begin every sequence whose keys and values are constants, which only lowbit's own file format says.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Writer:
         formats: Mapping[str, Format],
         activations: Mapping[str, Activation] = types.MappingProxyType({}),
         turned: bool = False,
+        prefixed: bool = False,
     ) -> None:
         self.work = work
         self.source = source
@@ -50,7 +52,8 @@ class Writer:
         self.turned = turned
         self.ends = [name for name in (source.embed, source.head) if name in formats]
         acts = [(activation, formats[name]) for name, activation in activations.items()]
-        self.form = checkpoints.choose(formats.values(), embedding=source.embed in formats, activations=acts)
+        own = prefixed or source.embed in formats
+        self.form = checkpoints.choose(formats.values(), embedding=own, activations=acts)
         self.joined = work / "model.safetensors"
 
     @property
@@ -101,11 +104,12 @@ class Writer:
         matrices: Mapping[str, Quantized],
         folder: Path | None = None,
         activations: Mapping[str, Activation] | None = None,
+        pinned: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Write one block, matrices by their name in it, into another folder if one is given.
 
-        activations: with scales that are stored (default: those that the block on the disk has). Raises CheckpointError when
-        a bit differs.
+        activations: with scales that are stored; pinned: constants of linears of keys and values (default: those that the
+        block on the disk has). Raises CheckpointError when a bit differs.
         """
         prefix, names = self.source.prefix(index), self.source.stored
         floats = {
@@ -113,6 +117,8 @@ class Writer:
             for n, p in module.named_parameters()
             if n.removesuffix(".weight") not in matrices
         }
+        for name, tensor in (self.pinned(index) if pinned is None else pinned).items():
+            floats[f"{names.original(f'{prefix}.{name}')}.{kvcache.PART}"] = tensor
         path = (folder or self.work) / self.shard(prefix).name
         told = self.inputs(index) if activations is None else activations
         scaled = {f"{prefix}.{name}": activation for name, activation in told.items()}
@@ -163,7 +169,8 @@ class Writer:
                 return shard.tensor(self.source.stored.originals[name], device)
 
             told = {f"{prefix}.{name}": activation for name, activation in self.inputs(index).items()}
-            return written.block(self.source.blocks[index], prefix, read, told, device, dtype)
+            pinned = {f"{prefix}.{name}": tensor for name, tensor in self.pinned(index).items()}
+            return written.block(self.source.blocks[index], prefix, read, told, device, dtype, pinned)
 
     def inputs(self, index: int) -> dict[str, Activation]:
         """How a finished block rounds inputs, by name inside it, with the scales on the disk."""
@@ -174,6 +181,14 @@ class Writer:
         with checkpoints.Shard(self.shard(prefix)) as shard:
             originals = {name: self.source.stored.original(f"{prefix}.{name}") for name in found}
             return {name: checkpoints.with_scale(a, originals[name], shard.tensor) for name, a in found.items()}
+
+    def pinned(self, index: int) -> dict[str, Tensor]:
+        """The constants of a finished block's linears of keys and values, by name inside it; none without a prefix."""
+        prefix = self.source.prefix(index)
+        names = kvcache.prefix_linears(name for name, _ in self.source.blocks[index].named_modules())
+        with checkpoints.Shard(self.shard(prefix)) as shard:
+            stored = {name: f"{self.source.stored.original(f'{prefix}.{name}')}.{kvcache.PART}" for name in names}
+            return {name: shard.tensor(place) for name, place in stored.items() if place in shard.entries}
 
     def matrices(self, index: int, device: torch.device) -> dict[str, Quantized]:
         """The packed matrices of a finished block by full name, as they are on the disk."""

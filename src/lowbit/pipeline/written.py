@@ -3,12 +3,13 @@
 Idea      The shards of an unfinished run and the folder that is checked at its end are read by the same code.
 """
 
+import types
 from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from lowbit import checkpoints, sides
+from lowbit import checkpoints, kvcache, sides
 from lowbit.formats import Quantized
 from lowbit.kernels.activation import Activation
 from lowbit.pipeline import activations as acting
@@ -22,10 +23,11 @@ def block(
     activations: Mapping[str, Activation],
     device: torch.device,
     dtype: torch.dtype,
+    pinned: Mapping[str, Tensor] = types.MappingProxyType({}),
 ) -> nn.Module:
-    """A block as files hold it, its matrices decoded, inputs changed and rounded.
+    """A block as files hold it, its matrices decoded, inputs changed and rounded; for windows that begin with the prefix.
 
-    read: by a tensor's full name the matrix whose weight it is, or the tensor. activations: by full name.
+    read: by a tensor's full name the matrix whose weight it is, or the tensor. activations, pinned: by full name.
     """
     ahead: online.Ahead = {}
     inner: dict[str, Quantized] = {}
@@ -46,7 +48,11 @@ def block(
 
     module = blocks.load(skeleton, prefix, get, device, dtype)
     online.hook(module, ahead)
-    return acting.attach(module, acting.inside(activations, prefix), {n: q.format for n, q in inner.items()}, inner.get)
+    acting.attach(module, acting.inside(activations, prefix), {n: q.format for n, q in inner.items()}, inner.get)
+    places = kvcache.Places(whole=True)
+    kvcache.pin(module, acting.inside(pinned, prefix), places)
+    module.places = places  # type: ignore[assignment]
+    return module
 
 
 def reader(stored: "checkpoints.Stored", device: torch.device) -> Callable[[str], Quantized | Tensor]:

@@ -20,7 +20,7 @@ from typing import Any
 from lowbit import formats, methods
 from lowbit.core.chain import Chain, Link
 from lowbit.core.errors import RecipeError, nearest
-from lowbit.methods import Method, Turner, name_of, verb
+from lowbit.methods import Method, Prefixing, Turner, name_of, verb
 from lowbit.recipe import presets
 
 NAMES = ("format", "policy", "rates")
@@ -174,8 +174,11 @@ def _check(recipe: Recipe) -> None:
 
 
 def _check_turn(recipe: Recipe, number: int) -> None:
-    """What turns the whole model has no selector, and comes before all that works on single blocks."""
+    """What turns the whole model has no selector, and comes before all that works on single blocks. Nor has a prefix one."""
     method, selector = recipe.steps[number]
+    if isinstance(method, Prefixing) and selector:
+        fact = f"{name_of(method)} puts tokens in front of the whole model"
+        raise RecipeError(f"{step_text(method, selector)}: {fact}. Leave @{selector} out.")
     if not isinstance(method, Turner):
         return
     step = step_text(method, selector)

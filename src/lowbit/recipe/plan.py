@@ -18,7 +18,7 @@ from lowbit.core.chain import Link
 from lowbit.core.errors import RecipeError, ShapeError
 from lowbit.formats import Format
 from lowbit.kernels.activation import Activation
-from lowbit.methods import Finisher, Solver, Transform, Tuner, Turner, name_of, verb
+from lowbit.methods import Finisher, Prefixing, Solver, Transform, Tuner, Turner, name_of, verb
 from lowbit.recipe import coverage, outlook, training
 from lowbit.recipe.grammar import Recipe, step_text
 from lowbit.recipe.selection import OUTSIDE, Linear, covers
@@ -29,7 +29,7 @@ __all__ = ["OUTSIDE", "Linear", "Plan", "Target", "covers"]
 
 @dataclass(frozen=True)
 class Target:
-    """What becomes of one linear."""
+    """What becomes of one linear. activation: how its inputs are rounded; None: not at all."""
 
     name: str
     shape: tuple[int, int]
@@ -41,7 +41,6 @@ class Target:
     tuners: tuple[Tuner, ...] = ()
     finishers: tuple[Finisher, ...] = ()
     activation: Activation | None = None
-    """How its inputs are rounded; None: not at all."""
 
     @property
     def weights(self) -> int:
@@ -129,7 +128,8 @@ class Plan:
     @property
     def needs_data(self) -> bool:
         """Whether a calibration text is needed."""
-        return bool(self.needs or self.tuners or self.finishers or any(hasattr(method, "study") for method in self.turners))
+        looks = any(hasattr(method, "study") or isinstance(method, Prefixing) for method, _ in self.recipe.steps)
+        return bool(self.needs or self.tuners or self.finishers or looks)
 
     @cached_property
     def turners(self) -> list[Turner]:
@@ -161,13 +161,14 @@ class Plan:
         return name + (f"-act-{acts.pop()}" if len(acts) == 1 else "-act" if acts else "")
 
     def outlook(
-        self, *, tokens: int, hidden: int, block_weights: int, blocks: int, outside_bytes: int, flops: float, window: int = 2048
-    ) -> dict[str, Any]:
+        self, *, tokens: int, hidden: int, block_weights: int, blocks: int, outside_bytes: int, flops: float,
+        window: int = 2048, vocabulary: int = 0, tables: int = 1,
+    ) -> dict[str, Any]:  # fmt: skip
         """What the run will take, before it begins: layers (a row each), weights, bytes, bits_per_weight, peak_memory, seconds.
 
         tokens: of the calibration text (0: none is read), window: of one window of it. block_weights: weights of the largest
-        block. outside_bytes: what stays in memory beside blocks. flops: of this machine, per second. peak_memory: bytes beyond
-        what the libraries take.
+        block. outside_bytes: what stays in memory beside blocks. flops: of this machine, per second. vocabulary: rows of each
+        of the tables (embedding, head). peak_memory: bytes beyond what the libraries take.
         """
         return {
             "layers": [t.row() for t in self.rows],
@@ -179,6 +180,7 @@ class Plan:
                 outlook.peak_memory(self, tokens, window, hidden, block_weights),
                 outlook.finishing_memory(self, tokens, window, hidden, block_weights, blocks),
                 outlook.gradient_memory(self, tokens, window, hidden, block_weights, blocks),
+                outlook.study_memory(self, window, hidden, block_weights * blocks, blocks, vocabulary, tables),
             ),
             "seconds": outlook.operations(self, tokens, window, block_weights * blocks) / flops,
         }

@@ -14,6 +14,7 @@ import torch
 from lowbit import kvcache
 from lowbit.core.errors import RequestError
 from lowbit.layers.loading import load
+from lowbit.pipeline import held
 from lowbit.pipeline.source import resolve, tokenizer_of
 from lowbit.serving import loop
 
@@ -57,6 +58,7 @@ class Local:
     def _stream(self, ids: torch.Tensor, tokens: int, temperature: float) -> Iterator[str]:
         from transformers import TextIteratorStreamer
 
+        ids = held.with_prefix(self.model, ids[0])[0][None]
         if ids.shape[1] + tokens > self.context:
             asked = f"{ids.shape[1]} prompt tokens and {tokens} new ones"
             raise RequestError(f"{asked}: the model's context holds {self.context}. Ask for fewer --tokens.")

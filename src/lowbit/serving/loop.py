@@ -41,6 +41,8 @@ def refusal(model: Any) -> str:
         return f"it is on {model.device.type}"
     if getattr(model, "kv_policies", None):
         return "its cache is packed"
+    if getattr(model, "prefix", None):
+        return "its sequences begin with constant keys and values"
     if any(isinstance(module, Experts) for module in model.modules()):
         return "its experts are chosen on the host"
     return "" if model._can_compile_fullgraph else "transformers says that its forward cannot be captured"
