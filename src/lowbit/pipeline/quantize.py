@@ -185,6 +185,8 @@ class Run:
                 self.end(self.source.embed, book, Stats)
             if outside.real and ranks.mine() == 0:
                 outside.do(self.writer.write_outside)
+            if self.source.prefix(0) not in book:
+                self.reading.begin(0)
             entered, kwargs = streams, kwargs = self.enter(batches)
             if tokens is not None:
                 self.gradients.collect(tokens, kwargs, self.device, self.compute)

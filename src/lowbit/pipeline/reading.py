@@ -18,11 +18,16 @@ class Reading:
         self._beside = Beside(device)
         self._ahead: dict[int, Pending[nn.Module]] = {}
 
+    def begin(self, index: int) -> None:
+        """Read block `index` while something else is done, on a GPU."""
+        if self._beside.real:
+            self._ahead[index] = self._start(index)
+
     def block(self, index: int) -> nn.Module:
         """Block `index`. Raises CheckpointError when one of its weights is not finite."""
         module = (self._ahead.pop(index, None) or self._start(index)).result()
-        if self._beside.real and index + 1 < len(self.source.blocks):
-            self._ahead[index + 1] = self._start(index + 1)
+        if index + 1 < len(self.source.blocks):
+            self.begin(index + 1)
         return module
 
     def _start(self, index: int) -> Pending[nn.Module]:
