@@ -36,7 +36,7 @@ def kind_of(text: str) -> Kind:
 
 def cuts(kind: Kind, tokens: int, rows: int, chunks: int) -> Iterator[Tiles]:
     """What is worth a try: fits into a block, and fills most of the multiprocessors but not many times over."""
-    narrow = product((1, 2), (1, 2, 4, 8), (1, 2, 4, 8, 16), (1, 2, 4, 8), (2, 3, 5), (0, 2, 3), (False,), (False,))
+    narrow = product((1, 2), (1, 2, 4, 7, 8), (1, 2, 4, 8, 16), (1, 2, 4, 8), (2, 3, 5), (0, 2, 3), (False,), (False,))
     wide = product((1,), (4, 8, 16), (1, 2, 4), (1, 2, 4, 8, 16), (2, 3, 4), (0, 1, 2, 4), (True,), (False, True))
     for how in (Tiles(*cut) for cut in (*(narrow if tokens <= 16 else ()), *(wide if tokens > 8 else ()))):
         blocks, threads = -(-rows // (16 * how.high * how.beside)) * how.slices, 32 * how.beside * how.along

@@ -2,7 +2,7 @@
 
 In / Out  codes of layout "dense", scales [N, G], zeros uint8 -> fragments (see Layout); x [tokens, in] -> y [tokens, out].
 Idea      The bytes lie in memory as the tensor cores want them in registers: weights stream once, 16 bytes a lane, through
-          a private ring of shared memory, are cut into halves by 1.3 to 1.8 instructions each and multiplied. The stream
+          a private ring of shared memory, are cut into halves by 1.2 to 1.7 instructions each and multiplied. The stream
           starts before the kernel that makes x has ended. Above DECODE_TOKENS tokens: decode once, then the vendor's product.
 Layout    Tiles of 16 rows x chunks of 128 columns. Lane 4r + c (r 0..7, c 0..3) holds of rows r and r + 8 the columns
           32u + 16t + 8p + 2c + e (u 0..3, t, p, e 0..1): 32 pairs in order (u, t, p, row half), the pair is e. A word of 32
