@@ -2,9 +2,10 @@
 
 In / Out  values [N, T, V] in units of the code -> fresh bits uint8 [N, T], as lowbit.dtypes._viterbi.search gives them.
 Idea      Two passes as there: around the joint with free ends, then the whole ring with the joint given. A step costs 65536
-          states of four instructions each, two more that several sequences share; back pointers are a byte a root and leave
-          for global memory.
-Floor     132 processors x 128 lanes x 1.9 GHz / (65536 x 4.5 instructions x 1.75 passes) = 62 million weights a second (H200).
+          states of three and a half instructions each, two more that several sequences share; back pointers are a byte a root
+          and leave for global memory.
+Floor     132 processors x 128 lanes x 1.9 GHz / (65536 x 4 instructions x 1.75 passes) = 70 million weights a second (H200);
+          half of them go through the 64 lanes for whole numbers.
 Traps     Values are the rule's before they are rounded to half precision, costs lose their lowest bits to the winner's number:
           paths may differ from the CPU's where two are equally good to 1e-6.
 """

@@ -3,10 +3,11 @@
 // Compiled with FRESH (F, bits of a step), VALUES (V, 1 or 2), LENGTH (L), THREADS, TOGETHER. R = 2**(L - F) roots; state s = j R + r,
 // reached from root s >> F. Kept between steps: least[r], the cost of the cheapest way to any state s with s % R == r; so
 //     least'[r] = min over j of least[(j R + r) >> F] + |value(j R + r) - x|^2,
-// and no cost of a state is ever stored. The winner j travels in the lowest F bits of the cost: a comparison of floats finds both.
+// and no cost of a state is ever stored. The winner j travels in the lowest F bits of the cost; costs are positive, so that their
+// bits are in their order, and the least of three numbers is one instruction on Hopper: two branches a comparison.
 // The sum of the four bytes of a word, times 64, is one dot product (dp4a) that starts at the bits of 2^23: its result is a float
-// f already, and value - x one fma of f. A state takes six instructions: add, dp4a, fma, fma, lop3, min; the first two serve all
-// sequences of a block.
+// f already, and value - x one fma of f. A state takes five and a half instructions: add, dp4a, fma, fma, lop3, half a min; the
+// first two serve all sequences of a block.
 // A thread has runs of RUN roots side by side, THREADS runs apart: shared memory is read and written without bank conflicts.
 
 #define ROOTS (1 << (LENGTH - FRESH))
@@ -18,21 +19,21 @@
 #define FIRST 0x83DCD12Du
 #define SECOND 0xCBAC1FEDu
 #define FAR 1e30f
-constexpr int UNROLL = FRESH <= 4 ? 4 : 2;
+constexpr int UNROLL = FRESH <= 4 ? 2 : 1;                   // pairs of branches
 
 INLINE float bytes_of(u32 hash) { return __uint_as_float(dot_bytes(hash, 0x40404040u, 0x4B000000u)); }  // 2^23 + 64 * sum
 
-INLINE u32 winner(float cost) { return __float_as_uint(cost) & (BRANCHES - 1); }
+INLINE u32 winner(u32 cost) { return cost & (BRANCHES - 1); }
 
 INLINE int root_of(int thread, int i) { return (i / RUN * THREADS + thread) * RUN + i % RUN; }  // the i-th of a thread
 
 // the costs of a thread's roots into shared memory, their winners into global memory
-INLINE void keep(float* least, u8* row, const float (&best)[EACH], int thread) {
+INLINE void keep(float* least, u8* row, const u32 (&best)[EACH], int thread) {
 #pragma unroll
     for (int i = 0; i < EACH; i += RUN) {
         const int root = root_of(thread, i);
 #pragma unroll
-        for (int k = 0; k < RUN; ++k) least[root + k] = best[i + k];
+        for (int k = 0; k < RUN; ++k) least[root + k] = __uint_as_float(best[i + k]);
         if (RUN == 4) {                                      // four winners a store
             const u32 low = winner(best[i]) | winner(best[i + RUN / 4]) << 8;
             *(u32*)(row + root) = low | winner(best[i + RUN / 2]) << 16 | winner(best[i + RUN - 1]) << 24;
@@ -78,35 +79,48 @@ extern "C" __global__ void __launch_bounds__(THREADS) forward(const float* x, co
     }
     __syncthreads();
     for (int t = 0; t < steps; ++t) {
-        float shift0[TOGETHER], shift1[TOGETHER], best[TOGETHER][EACH];
+        float shift0[TOGETHER], shift1[TOGETHER];
+        u32 best[TOGETHER][EACH];
 #pragma unroll
         for (int k = 0; k < TOGETHER; ++k) {
             const float* at = x + ((long long)n[k] * steps + t) * VALUES;
             shift0[k] = b - at[0], shift1[k] = b - at[VALUES - 1];
 #pragma unroll
-            for (int i = 0; i < EACH; ++i) best[k][i] = __uint_as_float(0x7F000000u);
+            for (int i = 0; i < EACH; ++i) best[k][i] = 0x7F000000u;
         }
 #pragma unroll UNROLL
-        for (int j = 0; j < BRANCHES; ++j) {
+        for (int j = 0; j < BRANCHES; j += 2) {
             const u32 state = j * ROOTS + root_of(thread, 0), hash0 = state * FIRST, hash1 = state * SECOND;
 #pragma unroll
             for (int g = 0; g < EACH; g += SHARING) {
-                float before[TOGETHER];
+                float before[2][TOGETHER];
 #pragma unroll
-                for (int k = 0; k < TOGETHER; ++k) before[k] = least[k * ROOTS + ((j * ROOTS + root_of(thread, g)) >> FRESH)];
+                for (int k = 0; k < TOGETHER; ++k) {
+                    before[0][k] = least[k * ROOTS + ((j * ROOTS + root_of(thread, g)) >> FRESH)];
+                    before[1][k] = least[k * ROOTS + (((j + 1) * ROOTS + root_of(thread, g)) >> FRESH)];
+                }
 #pragma unroll
                 for (int i = g; i < g + SHARING; ++i) {
-                    const float first = bytes_of(hash0 + root_of(0, i) * FIRST);
-                    const float second = VALUES == 2 ? bytes_of(hash1 + root_of(0, i) * SECOND) : 0.0f;
+                    float first[2], second[2];
+#pragma unroll
+                    for (int m = 0; m < 2; ++m) {
+                        first[m] = bytes_of(hash0 + (root_of(0, i) + m * ROOTS) * FIRST);
+                        second[m] = VALUES == 2 ? bytes_of(hash1 + (root_of(0, i) + m * ROOTS) * SECOND) : 0.0f;
+                    }
 #pragma unroll
                     for (int k = 0; k < TOGETHER; ++k) {
-                        const float miss = fmaf(first, a, shift0[k]);
-                        float cost = fmaf(miss, miss, before[k]);
-                        if (VALUES == 2) {
-                            const float other = fmaf(second, a, shift1[k]);
-                            cost = fmaf(other, other, cost);
+                        u32 cost[2];
+#pragma unroll
+                        for (int m = 0; m < 2; ++m) {
+                            const float miss = fmaf(first[m], a, shift0[k]);
+                            float sum = fmaf(miss, miss, before[m][k]);
+                            if (VALUES == 2) {
+                                const float other = fmaf(second[m], a, shift1[k]);
+                                sum = fmaf(other, other, sum);
+                            }
+                            cost[m] = and_or(__float_as_uint(sum), ~(BRANCHES - 1u), j + m);
                         }
-                        best[k][i] = fminf(best[k][i], __uint_as_float(and_or(__float_as_uint(cost), ~(BRANCHES - 1u), j)));
+                        best[k][i] = min(min(best[k][i], cost[0]), cost[1]);
                     }
                 }
             }
