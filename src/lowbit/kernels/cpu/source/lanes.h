@@ -71,6 +71,15 @@ inline Floats fuse(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, 
 inline Floats unfuse(Floats a, Floats b, Floats c) { return _mm512_fnmadd_ps(a, b, c); }
 inline float total(Floats a) { return _mm512_reduce_add_ps(a); }
 inline Ints as_ints(Floats a) { return _mm512_castps_si512(a); }
+inline Floats lesser(Floats a, Floats b) { return _mm512_min_ps(a, b); }
+/// then where a < b, otherwise where not
+inline Ints where_less(Floats a, Floats b, Ints then, Ints otherwise) {
+  return _mm512_mask_blend_epi32(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), otherwise, then);
+}
+/// The lanes of a with the numbers `at`.
+inline Floats pick(Floats a, Ints at) { return _mm512_permutexvar_ps(at, a); }
+/// The low byte of each lane.
+inline void store_bytes(uint8_t *p, Ints a) { _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(a)); }
 /// Rounded to half precision and back.
 inline Floats halved(Floats a) { return _mm512_cvtph_ps(_mm512_cvtps_ph(a, 0)); }
 
@@ -153,6 +162,22 @@ inline float total(Floats x) {
   return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
 }
 inline Ints as_ints(Floats x) { return HALVES(_mm256_castps_si256); }
+inline Floats lesser(Floats x, Floats y) { return {_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b)}; }
+inline __m256i where_less(__m256 x, __m256 y, __m256i then, __m256i otherwise) {
+  return _mm256_blendv_epi8(otherwise, then, _mm256_castps_si256(_mm256_cmp_ps(x, y, _CMP_LT_OQ)));
+}
+inline Ints where_less(Floats x, Floats y, Ints then, Ints otherwise) {
+  return {where_less(x.a, y.a, then.a, otherwise.a), where_less(x.b, y.b, then.b, otherwise.b)};
+}
+inline __m256 pick(Floats x, __m256i at) {
+  const __m256 low = _mm256_permutevar8x32_ps(x.a, at), high = _mm256_permutevar8x32_ps(x.b, at);
+  return _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(at, 28)));
+}
+inline Floats pick(Floats x, Ints at) { return {pick(x, at.a), pick(x, at.b)}; }
+inline void store_bytes(uint8_t *p, Ints x) {
+  const __m256i words = _mm256_permute4x64_epi64(_mm256_packus_epi32(x.a, x.b), 0xD8);
+  _mm_storeu_si128((__m128i *)p, _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
+}
 inline Floats halved(Floats x) { return {_mm256_cvtph_ps(_mm256_cvtps_ph(x.a, 0)), _mm256_cvtph_ps(_mm256_cvtps_ph(x.b, 0))}; }
 #undef HALVES
 
