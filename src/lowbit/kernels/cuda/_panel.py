@@ -9,15 +9,11 @@ Floor     128 columns one after the other at some 100 cycles each: 8 us on an H2
 Traps     What two threads write lies apart; a thread whose row is beyond the matrix reads the last one and writes nothing.
 """
 
-import os
-
 import torch
 from torch import Tensor
 
 from lowbit.kernels.cuda import _build, _product
 
-UNPROVEN = "LOWBIT_UNPROVEN"
-"""Set (to 1) by the test and the benchmark that are to prove it: takes this kernel, which no GPU has run yet."""
 COLUMNS = 128
 """Of a panel at most."""
 THREADS = 64
@@ -27,7 +23,7 @@ def refusal(weight: Tensor) -> str:
     """Why panels of `weight` cannot be rounded by this kernel, or ""."""
     if weight.device.type != "cuda" or torch.version.hip is not None:
         return f"device {weight.device.type} is not an NVIDIA GPU"
-    return _build.missing() or ("" if os.environ.get(UNPROVEN) else f"no GPU has run it yet; {UNPROVEN}=1 takes it")
+    return _build.missing()
 
 
 def rounded(
