@@ -4,6 +4,7 @@
 
 Windows of the held-out text pass through the cache `step` tokens at a time, so that each position sees its past as it is held
 (the recent window as floats, what is older packed); the reference is one pass without a cache. Both run in float32.
+Bases that a policy learns are found on 8 windows of 512 tokens of the calibration text, in floats.
 bytes_per_token: packed keys and values of all layers; 16-bit floats take 3072 on this model.
 """
 
@@ -33,6 +34,18 @@ def bytes_per_token(model: Any, policy: str) -> float:
     return found
 
 
+def bases(model: Any) -> dict[int, dict[str, torch.Tensor]]:
+    """Those of every layer, as a recipe with such a policy finds them."""
+    tokens = text.windows("bundled", text.read("bundled"), tokenizer_of(MODEL), 512, 8).tokens
+    moments = [kvcache.Moments() for _ in model.model.layers]
+    kvcache.watch(model.model.layers[0])  # one config for all
+    for row in tokens:
+        model(row[None], use_cache=False)
+        for found, layer in zip(moments, model.model.layers, strict=True):
+            found.add(layer.self_attn.seen)
+    return {i: dict(zip(("k_basis", "v_basis"), layer.bases(), strict=True)) for i, layer in enumerate(moments)}
+
+
 def main() -> None:
     options = dict(a.removeprefix("--").split("=", 1) for a in sys.argv[1:] if a.startswith("--"))
     policies = [a for a in sys.argv[1:] if not a.startswith("--")] or list(POLICIES)
@@ -42,6 +55,8 @@ def main() -> None:
     model = load(MODEL, dtype=torch.float32)
     with torch.no_grad():
         originals = [model(row[None], use_cache=False).logits[0] for row in rows]
+        if any(kvcache.parse(policy).learned for policy in policies):
+            model.kv_scales = bases(load(MODEL, dtype=torch.float32))
     for policy in policies:
         start, found, bytes_held = time.perf_counter(), Divergence(), 0
         for row, original in zip(rows, originals, strict=True):

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache
 
 import lowbit
@@ -183,3 +184,67 @@ def test_stock_transformers_ignores_it(tiny_llama: Path, tmp_path: Path) -> None
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "out")], capture_output=True, text=True, check=False)
     assert done.stdout.split() == ["DynamicCache", "torch.bfloat16", "False"], done.stderr[-2000:]
+
+
+def outer_product(x: Tensor) -> Tensor:
+    """Sums of x x^T over tokens: [heads, width, width]."""
+    return torch.einsum("bhtc,bhtd->hcd", x.double(), x.double())
+
+
+def test_bases_of_queries_and_values() -> None:
+    """Orthogonal; queries have even energy in every channel, where a Hadamard matrix alone leaves it in few."""
+    generator = torch.Generator().manual_seed(0)
+    spread = torch.logspace(1, -2, 32)
+    query, key, value = (torch.randn(1, heads, 300, 32, generator=generator) * spread for heads in (4, 2, 2))
+    mixing = torch.linalg.qr(torch.randn(32, 32, generator=generator)).Q
+    query = query @ mixing.T
+    moments = kvcache.Moments()
+    moments.add((query[:, :, :150], key[:, :, :150], value[:, :, :150]))
+    moments.add((query[:, :, 150:], key[:, :, 150:], value[:, :, 150:]))
+    keys, values = moments.bases()
+    for basis in (keys, values):
+        assert torch.allclose(basis @ basis.mT, torch.eye(32).expand(2, -1, -1), atol=1e-5)
+    turned = torch.einsum("bhtc,hcd->bhtd", query.unflatten(1, (2, 2)).flatten(2, 3), keys)
+    energy = outer_product(turned).diagonal(dim1=1, dim2=2)
+    assert float((energy.amax(1) / energy.amin(1)).max()) < 1.01
+    scores = torch.einsum("bhtc,bhsc->bhts", turned, torch.einsum("bhtc,hcd->bhtd", key, keys))
+    plain = torch.einsum("bhtc,bhsc->bhts", query.unflatten(1, (2, 2)).flatten(2, 3), key)
+    assert torch.allclose(scores, plain, rtol=1e-3, atol=1e-3)
+
+
+@torch.no_grad()
+def test_bases_are_found_written_and_loaded(lowbit_tiny: Path, tmp_path: Path) -> None:
+    """Beside a plain Hadamard basis of as many bits they lose less; every loader and saver keeps them."""
+    found = {}
+    for name, policy in (("ours", "oscar2-s4-r32"), ("plain", "int2-rot-s4-r32")):
+        result = lowbit.quantize(str(lowbit_tiny), f"rtn(int8-row) + kv({policy})", str(tmp_path / name), **LENGTH)  # type: ignore[arg-type]
+        found[name] = result.check["kl"]
+    assert found["ours"] < 0.8 * found["plain"]
+    row = tokens(windows=1, length=100)
+    ours = lowbit.load(tmp_path / "ours", dtype=torch.float32)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "ours", dtype=torch.float32)
+    assert set(ours.kv_scales[0]) == {"k_basis", "v_basis"} and ours.kv_scales[0]["k_basis"].shape == (2, 64, 64)
+    for model, name in ((ours, "ours-again"), (theirs, "theirs-again")):
+        model.save_pretrained(tmp_path / name)  # before a token runs: transformers unpacks its weights then
+    wanted = held.logits(ours, row[0])[0]
+    assert torch.allclose(held.logits(theirs, row[0])[0], wanted, atol=0.02)
+    for name in ("ours-again", "theirs-again"):
+        again = lowbit.load(tmp_path / name, dtype=torch.float32)
+        assert all(torch.equal(again.kv_scales[i][n], t) for i, of in ours.kv_scales.items() for n, t in of.items()), name
+        assert torch.allclose(held.logits(again, row[0])[0], wanted, atol=0.02), name
+    with pytest.raises(RequestError, match=r"oscar2: the model has no bases for its cache, which calibration finds"):
+        lowbit.generate(str(lowbit_tiny), "a", kv="oscar2", tokens=2)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("policy", ["fp8-tensor", "int8-head"])
+def test_transformers_saves_the_scales_of_the_cache(tiny_llama: Path, tmp_path: Path, policy: str) -> None:
+    """No module of a compressed-tensors model holds them, and they were left out once: read again, 1 took their places."""
+    lowbit.quantize(str(tiny_llama), f"rtn(int8-row) + kv({policy})", str(tmp_path / "out"), **LENGTH)  # type: ignore[arg-type]
+    first = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    first.save_pretrained(tmp_path / "again")
+    for second in (AutoModelForCausalLM.from_pretrained(tmp_path / "again"), lowbit.load(tmp_path / "again")):
+        assert set(second.kv_scales) == {0, 1}
+        for layer, scales in first.kv_scales.items():
+            assert set(scales) == {"k_scale", "v_scale"} and float(scales["k_scale"].max()) < 1
+            assert all(torch.equal(second.kv_scales[layer][name], tensor) for name, tensor in scales.items())

@@ -41,7 +41,7 @@ __all__ = [
 shelf = Shelf(__name__, "checkpoint format")
 STANDARD = "compressed_tensors"
 OWN = "lowbit"
-CACHE_SCALE = re.compile(r".+\.(?P<layer>\d+)\.[\w.]+\.(?P<part>[kv]_scale)")
+CACHE_SCALE = re.compile(r".+\.(?P<layer>\d+)\.[\w.]+\.(?P<part>[kv]_(scale|basis))")
 PART = re.compile(r"(?P<module>.+)\.weight_[a-z_]+")
 
 
@@ -161,7 +161,7 @@ def with_scale(activation: "Activation", module: str, get: Callable[[str], Tenso
 
 
 def cache_scales(names: Iterable[str], get: Callable[[str], Tensor]) -> dict[int, dict[str, Tensor]]:
-    """The constant scales of keys and values by layer. names: of all tensors; get: one of them."""
+    """The constant scales, and bases, of keys and values by layer. names: of all tensors; get: one of them."""
     found: dict[int, dict[str, Tensor]] = {}
     for name in names:
         match = CACHE_SCALE.fullmatch(name)

@@ -33,7 +33,7 @@ from lowbit.sides import _hadamard
 Pages = dict[str, Tensor]
 Constants = Mapping[str, Tensor]
 """What a layer needs beside its tokens. "frequencies" [n]: RoPE turns channels i and i + n by token * frequencies[i].
-"scale" [heads] or [1]: of a static half."""
+"scale" [heads] or [1]: of a static half. "basis" [heads, width, width]: orthogonal, of a learned one."""
 NONE: Constants = MappingProxyType({})
 BESIDE = {"mean", "outlier", "place"}
 """What is held of tokens beside their matrix."""
@@ -54,6 +54,7 @@ class Half:
     centred: so many tokens in a row are packed less their mean (0: none). rotated: in a Hadamard basis of the head.
     outliers: numbers of each token and head that stay floats, the greatest. before: keys are packed as they are before RoPE.
     static: the scale is a constant of the layer, "tensor" or "head"; the format gives the element alone.
+    learned: the basis is the layer's own. clip: share of a group's range that its grid covers, around the middle.
     """
 
     format: str = ""
@@ -63,6 +64,8 @@ class Half:
     outliers: int = 0
     before: bool = False
     static: str = ""
+    learned: bool = False
+    clip: float = 1.0
 
     @cached_property
     def grid(self) -> Format | None:
@@ -112,7 +115,7 @@ def encode(half: Half, x: Tensor, start: int = 0, constants: Constants = NONE) -
         found["mean"] = x.mean(3).to(torch.bfloat16)
         x = x - found["mean"].float()[:, :, :, None]
     if half.rotated:
-        x = into_basis(x)
+        x = into_basis(x, constants)
     if half.outliers:
         place = x.abs().topk(half.outliers, -1).indices
         found |= {"outlier": x.gather(-1, place).to(torch.bfloat16), "place": place.to(torch.uint8)}
@@ -124,7 +127,7 @@ def encode(half: Half, x: Tensor, start: int = 0, constants: Constants = NONE) -
     if half.static:
         found[""] = packing.pack_codes(half.grid, half.grid.dtype.encode(matrix))
         return {name: tensor.reshape(*steps, -1) for name, tensor in found.items()}
-    found |= packing.pack(_fitted(half.grid, matrix).quantize(matrix))
+    found |= packing.pack(_fitted(half.grid, matrix, half.clip).quantize(matrix))
     return {name: tensor.reshape(*steps, -1) for name, tensor in found.items()}
 
 
@@ -134,7 +137,7 @@ def decode(half: Half, pages: Pages, width: int, start: int = 0, constants: Cons
         return pages[""]
     x = in_basis(half, pages, width, constants)
     if half.rotated:
-        x = out_of_basis(x)
+        x = out_of_basis(x, constants)
     if half.centred:
         x = x + pages["mean"].float()[:, :, :, None]
     x = x.reshape(*x.shape[:2], -1, width)
@@ -156,13 +159,17 @@ def in_basis(half: Half, pages: Pages, width: int, constants: Constants = NONE) 
     return x
 
 
-def into_basis(x: Tensor) -> Tensor:
-    """x [..., width] in the basis of a turned half: turned queries have the scores with turned keys that plain ones have."""
+def into_basis(x: Tensor, constants: Constants = NONE) -> Tensor:
+    """x [batch, heads, ..., width] in the basis of a turned half: its scores with turned keys are those of plain ones."""
+    if "basis" in constants:
+        return torch.einsum("bh...c,hcd->bh...d", x, constants["basis"].to(x.dtype))
     return _hadamard.apply(x, _hadamard.block(x.shape[-1]))
 
 
-def out_of_basis(x: Tensor) -> Tensor:
+def out_of_basis(x: Tensor, constants: Constants = NONE) -> Tensor:
     """The way back."""
+    if "basis" in constants:
+        return torch.einsum("bh...d,hcd->bh...c", x, constants["basis"].to(x.dtype))
     return _hadamard.apply(x, _hadamard.block(x.shape[-1]), back=True)
 
 
@@ -181,12 +188,14 @@ def _scale(constants: Constants, dimensions: int) -> Tensor:
     return scale.view(1, -1, *[1] * (dimensions - 2))
 
 
-def _fitted(format: Format, matrix: Tensor) -> Grid:
-    """The grid of a matrix [rows, columns], by the plain range rule."""
+def _fitted(format: Format, matrix: Tensor, clip: float = 1.0) -> Grid:
+    """The grid of a matrix [rows, columns], by the plain range rule; clip: share of the range that it covers."""
     if format.zero != "float":
         return format.fit(matrix, search=False)
     groups = matrix.view(matrix.shape[0], -1, format.group[1] or matrix.shape[1])
     low, high = groups.amin(-1), groups.amax(-1)
+    cut = (high - low) * ((1 - clip) / 2)
+    low, high = low + cut, high - cut
     least = (torch.maximum(-low, high) * FINEST).clamp_min(SMALLEST)
     scale = torch.maximum((high - low) / (format.dtype.codes - 1), least).to(torch.bfloat16)
     parts = {"scale": scale, "zero": (-low / scale.float()).to(torch.bfloat16)}

@@ -1,6 +1,6 @@
 """kvcache - the keys and values of past tokens, packed, in the place of transformers' own cache. One file is a policy.
 
-A Policy is its text: `int4`, `int8-r64`, `int4-g32-k8`, `int4-centred-rot`, `kivi2`, `turbo4`, `qserve4`, `fp8`.
+A Policy is its text: `int4`, `int8-r64`, `int4-g32-k8`, `int4-centred-rot`, `kivi2`, `turbo4`, `qserve4`, `oscar2`, `fp8`.
 
     policy := head { "-" word }      head := a file of this shelf with its number ("int4", "kivi2", "fp8")
     word   := sN (the first N tokens stay floats: sinks) | rN (so do the last N or more: the recent window)
@@ -26,6 +26,7 @@ from typing import Any
 from lowbit.core.errors import RequestError, nearest
 from lowbit.core.shelf import Shelf
 from lowbit.kernels.pages import Half
+from lowbit.kvcache._bases import Moments, watch
 from lowbit.kvcache._policy import Policy
 from lowbit.kvcache._prefix import PART, Front, Places, Prefix, pin
 from lowbit.kvcache._prefix import attach as attach_prefix
@@ -37,6 +38,7 @@ __all__ = [
     "PREFIX",
     "Front",
     "Half",
+    "Moments",
     "Places",
     "Policy",
     "Prefix",
@@ -53,6 +55,7 @@ __all__ = [
     "pin",
     "prefix_linears",
     "shelf",
+    "watch",
 ]
 
 KEY = "lowbit_kv"
@@ -90,7 +93,7 @@ def by_layer(told: Told, layers: int) -> list[Policy | None]:
 
 
 def build(told: Told, config: Any, scales: Scales = NO_SCALES) -> Any:
-    """An empty cache for one model. config: the model's. scales: k_scale and v_scale by layer, where they are constants."""
+    """An empty cache for one model. config: the model's. scales: k_scale, v_scale, k_basis, v_basis by layer: constants."""
     from lowbit.kvcache._cache import PackedCache
 
     return PackedCache(by_layer(told, config.get_text_config(decoder=True).num_hidden_layers), config, scales)
@@ -102,7 +105,8 @@ def check(told: Told, config: Any) -> None:
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     import torch
 
-    some = {index: dict.fromkeys(("k_scale", "v_scale"), torch.ones(1)) for index in range(text.num_hidden_layers)}
+    parts = {part: torch.ones(1) for part in ("k_scale", "v_scale", "k_basis", "v_basis")}
+    some = dict.fromkeys(range(text.num_hidden_layers), parts)
     build(told, config, some)
     for policy in {policy for policy in by_layer(told, text.num_hidden_layers) if policy}:
         for half in (policy.keys, policy.values):

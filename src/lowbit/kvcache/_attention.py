@@ -18,7 +18,7 @@ from transformers.masking_utils import sdpa_mask
 
 from lowbit.kernels.attention import Held, attend
 
-NAME, OWN = "lowbit", "sdpa"
+NAME, OWN, WATCHED = "lowbit", "sdpa", "lowbit-watched"
 FACTS = {getattr(Tensor, name).__get__ for name in ("shape", "dtype", "device", "ndim", "is_cuda", "layout", "requires_grad")}
 FACTS |= {Tensor.size, Tensor.dim, Tensor.numel}
 """What can be told of a tensor without its numbers."""
@@ -76,5 +76,12 @@ def use(model: Any) -> None:
         model.set_attn_implementation(NAME)
 
 
+def watched(module: Any, *states: Any, **kwargs: Any) -> Any:
+    """transformers' own, which leaves queries, keys and values [batch, heads, tokens, width] in `module.seen`."""
+    module.seen = states[:3]
+    return sdpa_attention_forward(module, *states, **kwargs)
+
+
+AttentionInterface.register(WATCHED, watched)
 AttentionInterface.register(NAME, attention)
 AttentionMaskInterface.register(NAME, sdpa_mask)

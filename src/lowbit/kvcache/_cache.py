@@ -122,14 +122,23 @@ class PackedCache(Cache):  # type: ignore[misc]
 def _constants(policy: Policy, config: Any, index: int, scales: Mapping[str, Tensor]) -> tuple[Constants, Constants]:
     """What the keys and the values of layer `index` need beside their tokens. Raises RequestError."""
     keys, values = (
-        {"scale": _scale(policy, half, scales.get(name))} if half.static else {}
-        for name, half in (("k_scale", policy.keys), ("v_scale", policy.values))
+        ({"scale": _scale(policy, half, scales.get(f"{side}_scale"))} if half.static else {})
+        | ({"basis": _basis(policy, scales.get(f"{side}_basis"))} if half.learned else {})
+        for side, half in (("k", policy.keys), ("v", policy.values))
     )
     if policy.keys.before:
         text = config.get_text_config(decoder=True)
         kinds = getattr(text, "layer_types", None)
         keys["frequencies"] = _rope.frequencies(text, kinds[index] if kinds else "full_attention", policy.text)
     return keys, values
+
+
+def _basis(policy: Policy, found: Tensor | None) -> Tensor:
+    """A layer's own basis. Raises RequestError."""
+    if found is None:
+        fact = "the model has no bases for its cache, which calibration finds"
+        raise RequestError(f"{policy}: {fact}. Quantize it by a recipe with + kv({policy}), or use kivi2.")
+    return found
 
 
 def _scale(policy: Policy, half: Half, found: Tensor | None) -> Tensor:

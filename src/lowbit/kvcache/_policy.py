@@ -42,6 +42,11 @@ class Policy:
         return bool(self.keys.static or self.values.static)
 
     @property
+    def learned(self) -> bool:
+        """Whether its bases are."""
+        return self.keys.learned or self.values.learned
+
+    @property
     def page(self) -> int:
         """Tokens that are packed at once: whole steps of keys and of values, so that both have the same number in pages."""
         step = math.lcm(self.keys.step, self.values.step)

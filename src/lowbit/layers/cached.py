@@ -18,10 +18,19 @@ END = ".prefix_output"
 """What follows the name of a linear of keys or values in that of its constants."""
 
 
-class Cached:
-    """Such tensors of a model's files: scales by layer, outputs by the files' names of their linears."""
+BESIDE = (r"\.[kv]_(scale|basis)$", r"\.prefix_output$")
+"""Their names."""
 
-    def __init__(self, files: Iterable[str] | None = ()) -> None:
+
+class Cached:
+    """Such tensors of a model's files: scales by layer, outputs by the files' names of their linears.
+
+    model: transformers is told that it expects them.
+    """
+
+    def __init__(self, files: Iterable[str] | None = (), model: Any = None) -> None:
+        if model is not None:
+            model._keys_to_ignore_on_load_unexpected = {*(model._keys_to_ignore_on_load_unexpected or ()), *BESIDE}
         self.scales: dict[int, dict[str, Tensor]] = {}
         self.outputs: dict[str, Tensor] = {}
         for file in files or ():

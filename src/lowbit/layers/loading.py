@@ -22,12 +22,12 @@ from lowbit import checkpoints, kvcache
 from lowbit.checkpoints.folder import Folder
 from lowbit.core.errors import CheckpointError, FormatError
 from lowbit.kernels import packing
+from lowbit.layers import cached, replacing
 from lowbit.layers import linear as linears
-from lowbit.layers import replacing
 from lowbit.layers.quantizer import attach
 
 Get = Callable[[str], Tensor]
-UNWANTED = (r"rotary_emb\.inv_freq$", r"(^|\.)position_ids$", r"\.[kv]_scale$", r"\.prefix_output$")
+UNWANTED = (r"rotary_emb\.inv_freq$", r"(^|\.)position_ids$", *cached.BESIDE)
 """Tensors of old files that no class wants any more, scales of the cache, constants of a prefix."""
 
 

@@ -62,7 +62,7 @@ class LowbitQuantizer(HfQuantizer):
 
     def _process_model_before_weight_loading(self, model: Any, checkpoint_files: Iterable[str] = (), **kwargs: Any) -> None:
         entries: dict[str, Entry] = {}
-        self.cached = Cached(checkpoint_files)
+        self.cached = Cached(checkpoint_files, model)
         for file in checkpoint_files or ():
             with Shard(Path(file)) as shard:
                 entries |= shard.entries
@@ -146,17 +146,22 @@ def attach(model: Any, stored: "checkpoints.Stored") -> None:
 
 
 def _restoring(quantizer: type) -> type:
-    """A quantizer of transformers whose models get the packed cache that their config.json asks for."""
+    """A quantizer of transformers whose models get, and save, the packed cache that their config.json asks for."""
 
     def before(self: Any, model: Any, **kwargs: Any) -> Any:
-        self.cached = Cached(kwargs.get("checkpoint_files"))
+        self.cached = Cached(kwargs.get("checkpoint_files"), model)
         return quantizer._process_model_before_weight_loading(self, model, **kwargs)  # type: ignore[attr-defined]
 
     def after(self: Any, model: Any, **kwargs: Any) -> Any:
         done = quantizer._process_model_after_weight_loading(self, model, **kwargs)  # type: ignore[attr-defined]
         return self.cached.restore(done or model)
 
-    changed = {"_process_model_before_weight_loading": before, "_process_model_after_weight_loading": after}
+    def saved(self: Any, model: Any) -> tuple[dict[str, Tensor], dict[str, str]]:
+        state, told = quantizer.get_state_dict_and_metadata(self, model)  # type: ignore[attr-defined]
+        return (model.state_dict() if state is None else state) | cached.tensors(model, {}), told
+
+    changed: dict[str, Any] = {"get_state_dict_and_metadata": saved}
+    changed |= {"_process_model_before_weight_loading": before, "_process_model_after_weight_loading": after}
     return type(quantizer.__name__, (quantizer,), changed)
 
 

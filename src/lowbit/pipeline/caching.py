@@ -1,9 +1,11 @@
 """caching - the KV cache of a run: how a recipe holds it, what is measured for that, what config.json and the files say.
 
 In / Out  a recipe -> policies by layer, checked; finished blocks -> tensors "<block>.self_attn.k_scale" and "v_scale", float32
-          [1], or [heads, 1, 1] by head, for policies whose scales are constants.
+          [1], or [heads, 1, 1] by head, for policies whose scales are constants; "k_basis" and "v_basis" [heads, width, width]
+          for those whose bases are.
 Idea      A few windows pass through the blocks as they are on the disk, each with a cache of transformers' own that shows keys
-          and values as attention gets them. scale = greatest magnitude / greatest of the element (448 for e4m3).
+          and values as attention gets them. scale = greatest magnitude / greatest of the element (448 for e4m3). For bases
+          attention itself is watched, as they depend on queries.
 Source    compressed-tensors' names and shapes, which vLLM reads.
 Traps     What is larger at run time is clipped.
 """
@@ -50,8 +52,8 @@ class Caching:
 
     @torch.no_grad()
     def scales(self, writer: Writer, calibration: str, device: torch.device, front: Prefixed) -> dict[str, Tensor]:
-        """The constant scales of all layers that have some, as they are stored. front: begins every window, and needs none."""
-        if not any(policy and policy.static for policy in self.policies):
+        """The constants of all layers that have some, as they are stored. front: begins every window, and needs no scale."""
+        if not any(policy and (policy.static or policy.learned) for policy in self.policies):
             return {}
         name, source = "bundled" if calibration == "generated" else calibration, self.source
         length = min(LENGTH, source.context)
@@ -62,23 +64,29 @@ class Caching:
         outer.drop()
         found: dict[str, Tensor] = {}
         for index, policy in enumerate(self.policies):
-            stream, most = self._through(writer, index, stream, kwargs[index], device)
+            moments = kvcache.Moments() if policy and policy.learned else None
+            stream, most = self._through(writer, index, stream, kwargs[index], device, moments)
+            place = f"{source.prefix(index)}.self_attn"
+            if moments is not None:
+                found |= dict(zip((f"{place}.k_basis", f"{place}.v_basis"), moments.bases(), strict=True))
             if policy and policy.static:
-                place = f"{source.prefix(index)}.self_attn"
                 for part, half, size in zip(("k_scale", "v_scale"), (policy.keys, policy.values), most, strict=True):
                     found[f"{place}.{part}"] = scale(half, size)
         return found
 
     def _through(
-        self, writer: Writer, index: int, stream: list[Tensor], kwargs: dict[str, Any], device: torch.device
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """The hidden states after a block, and the greatest keys and values of each head."""
+        self, writer: Writer, index: int, stream: list[Tensor], kwargs: dict[str, Any], device: torch.device,
+        moments: kvcache.Moments | None,
+    ) -> tuple[list[Tensor], list[Tensor]]:  # fmt: skip
+        """The hidden states after a block, and the greatest keys and values of each head. moments: take every window."""
         module, most = writer.block(index, device, torch.float32), [torch.zeros(1), torch.zeros(1)]
         word = "past_key_values" if "past_key_values" in kwargs else "cache"
-        after = []
+        attention, after = kvcache.watch(module) if moments is not None else None, []
         for hidden in stream:
             cache: Any = DynamicCache(config=self.source.config)
             after.append(first(module(hidden, **kwargs | {word: cache, "use_cache": True})))
+            if moments is not None and attention is not None:
+                moments.add(attention.seen)
             layer = cache.layers[index]
             held = [states[:, :, self._begin :] for states in (layer.keys, layer.values)]
             sizes = [states.abs().float().amax((0, 2, 3)).cpu() for states in held]

@@ -44,6 +44,7 @@ def refusal(case: Case) -> str:
             or half.centred
             or half.outliers
             or half.before
+            or half.learned
         ):
             return f"{half}: a scale for each token, and nothing beside it, is taken"
     if case.width[0] != case.width[1]:

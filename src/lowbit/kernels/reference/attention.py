@@ -29,7 +29,7 @@ def attend(q: Tensor, keys: Held, values: Held, scale: float, mask: Tensor | Non
     first, packed = keys.first.shape[2], keys.packed
     _pages(state, hidden, keys, values)
     if values.half.rotated and packed:
-        state.sum = pages.out_of_basis(state.sum)
+        state.sum = pages.out_of_basis(state.sum, values.constants)
     for start, k, v in ((0, keys.first, values.first), (first + packed, keys.last, values.last)):
         if k.shape[2]:
             state.add(hidden(state.q @ k.float().transpose(-1, -2), start), v.float())
@@ -40,7 +40,7 @@ def _pages(state: "_State", hidden: "_Hidden", keys: Held, values: Held) -> None
     """Add the packed tokens, their values in their basis."""
     half, start = keys.half, keys.first.shape[2]
     turned = half.rotated and not half.before
-    q = pages.into_basis(state.q) if turned else state.q
+    q = pages.into_basis(state.q, keys.constants) if turned else state.q
     block = max(keys.block, values.block)
     room = TILE // max(q[..., 0].numel(), keys.width * q.shape[0] * q.shape[1], 1)
     tile = max(block, min(LONGEST, room) // block * block)
@@ -70,7 +70,7 @@ def _values(values: Held, a: int, b: int) -> Tensor:
     x = pages.in_basis(half, part, values.width, values.constants)
     if half.centred:
         mean = part["mean"].float()[:, :, :, None]
-        x = x + (pages.into_basis(mean) if half.rotated else mean)
+        x = x + (pages.into_basis(mean, values.constants) if half.rotated else mean)
     return x.flatten(2, 3)
 
 
