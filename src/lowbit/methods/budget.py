@@ -7,7 +7,7 @@ Idea      For small errors the divergence of a quantized model is KL = sum over 
           least sum within the bytes is a knapsack (solvers/allocation.py). The allocation and the best uniform format within
           the same bytes are then both quantized, measured on held-out text, and the better one is kept (pipeline/budgeted.py).
 Source    HIGGS (2411.17525), linearity theorem. That allocations can lose to the uniform model: exllamav3, issue 108.
-Defaults  8 windows of 512 tokens of the calibration text and two sizes of noise; formats from 1.5 to 8 bits.
+Defaults  8 windows of 512 tokens from all over the calibration text, two sizes of noise; formats from 1.5 to 8 bits.
 Traps     bits counts all that is stored of the layers: codes, scales, zeros, sides. 3.0 is therefore less than int3-g128 takes,
           and 2.5 is less than trellis2.5. Below about 3 bits errors interact and the sum says less: hence the second run.
           Of integers there is none between int3 and int4: at 3.5 bits the uniform rival is int3, and is smaller.

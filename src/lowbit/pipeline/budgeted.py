@@ -7,10 +7,11 @@ Idea      The budget becomes two ordinary recipes, the allotted one and the unif
           What was measured lies in OUT.budget/allocation.json, so that a killed run does not measure twice; a rival that is
           finished is read from its folder.
 Traps     Twice the time of a plain run, and more: models above LARGEST weights are refused, not left unverified.
-          A comparison of one text and a few windows: rivals that are closer than its error may change places.
+          Sensitivities depend on the text: windows from all over the calibration text, for its beginning may be of one kind.
 """
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -23,9 +24,10 @@ import torch
 
 import lowbit
 from lowbit import checkpoints
+from lowbit.checkpoints.folder import Folder
 from lowbit.core.device import available_memory
 from lowbit.core.errors import CapacityError, CheckpointError
-from lowbit.pipeline import sensitivity, text
+from lowbit.pipeline import closing, sensitivity, text
 from lowbit.pipeline.progress import Progress
 from lowbit.pipeline.request import Request, Result
 from lowbit.pipeline.source import Source, tokenizer_of
@@ -33,10 +35,15 @@ from lowbit.recipe import Recipe, allotment
 from lowbit.recipe.allotment import Allocator, Shares
 from lowbit.recipe.plan import Linear
 from lowbit.solvers.allocation import allocate
+from lowbit.statistics._divergence import mean_and_error
 
 LARGEST = 2_000_000_000
 """Weights up to which a model is quantized twice."""
 UNIFORM, ALLOTTED = "uniform", "allotted"
+WINDOWS = 16
+"""Of held-out text, that the rivals are compared on."""
+LEAST = 1e-9
+"""Nats below which a divergence is none."""
 Plain = Callable[[Request], Result]
 """Carries out a request without a budget."""
 
@@ -54,9 +61,10 @@ def run(request: Request, recipe: Recipe, allocator: Allocator, plain: Plain, pr
     told = _allocation(request, source, shares, room, progress)
     rivals = {UNIFORM: str(uniform)} | ({} if told["sentence"] == str(uniform) else {ALLOTTED: str(told["sentence"])})
     results = {name: _rival(request, sentence, room / name, plain) for name, sentence in rivals.items()}
-    better = min(results, key=lambda name: (results[name].check["kl"], name == ALLOTTED))
-    progress.say(_verdict(results, better))
-    return _keep(results, better, told, room, out)
+    gain = _gain(request, source, room, progress) if ALLOTTED in rivals else (0.0, 0.0)
+    better = ALLOTTED if gain[0] > 2 * gain[1] else UNIFORM
+    progress.say(_verdict(results, better, gain))
+    return _keep(results, better, gain, told, room, out)
 
 
 def fused(source: Source, linear: Linear) -> str:
@@ -119,7 +127,7 @@ def _chosen(request: Request, source: Source, shares: Shares, progress: Progress
     declared, groups = shares.declared, shares.groups
     name = "bundled" if request.calibration == "generated" else request.calibration
     tokenizer, length = tokenizer_of(source.folder.path), min(declared.length, source.context)
-    tokens = text.windows(name, text.read(name), tokenizer, length, declared.windows).tokens
+    tokens = text.spread(text.windows(name, text.read(name), tokenizer, length).tokens, declared.windows)
     names = [[member.name for member in group.members] for group in groups]
     slopes = sensitivity.slopes(source, names, tokens, declared.seed, _device(request), progress)
     errors = [sensitivity.errors(source, members, group.options) for members, group in zip(names, groups, strict=True)]
@@ -143,7 +151,17 @@ def _rival(request: Request, sentence: str, folder: Path, plain: Plain) -> Resul
     return Result(**{key: value for key, value in told.items() if key in known}, out=str(folder), bytes=size)
 
 
-def _verdict(results: dict[str, Result], better: str) -> str:
+def _gain(request: Request, source: Source, room: Path, progress: Progress) -> tuple[float, float]:
+    """Mean of log(KL of the uniform rival / KL of the allotted one) over held-out windows, and its standard error."""
+    tokenizer, length = tokenizer_of(source.folder.path), min(source.context, closing.LENGTH)
+    tokens = text.spread(text.windows("bundled", text.read("bundled", "evaluation"), tokenizer, length).tokens, WINDOWS)
+    uniform, allotted = (
+        closing.compare(source, Folder(room / name), tokens, _device(request), progress).kl for name in (UNIFORM, ALLOTTED)
+    )
+    return mean_and_error([math.log(max(u, LEAST) / max(a, LEAST)) for u, a in zip(uniform, allotted, strict=True)])
+
+
+def _verdict(results: dict[str, Result], better: str, gain: tuple[float, float]) -> str:
     """What the comparison found, in a line."""
     if len(results) == 1:
         return "budget: the best allocation is the uniform one; nothing is to be compared"
@@ -151,14 +169,17 @@ def _verdict(results: dict[str, Result], better: str) -> str:
         f"{name} {1000 * r.check['kl']:.2f} ± {1000 * r.check['kl_se']:.2f} at {r.bits_per_weight:.3f} bits"
         for name, r in results.items()
     ]
-    return f"budget: held-out KL in thousandths of a nat: {', '.join(figures)}; {better} is kept"
+    told = f"less by {100 * gain[0]:.1f} ± {100 * gain[1]:.1f} % over {WINDOWS} windows; {better} is kept"
+    return f"budget: held-out KL in thousandths of a nat: {', '.join(figures)}; {told}"
 
 
-def _keep(results: dict[str, Result], better: str, told: dict[str, Any], room: Path, out: Path) -> Result:
+def _keep(
+    results: dict[str, Result], better: str, gain: tuple[float, float], told: dict[str, Any], room: Path, out: Path
+) -> Result:
     """Make the better folder the result, with a record of the comparison in lowbit.json; the rest goes."""
     path = room / better / "lowbit.json"
     record = {
-        "asked": told["task"]["asked"], "kept": better, "groups": told["groups"],
+        "asked": told["task"]["asked"], "kept": better, "gain": gain[0], "gain_se": gain[1], "groups": told["groups"],
         "rivals": {
             name: {"sentence": r.sentence, "bits_per_weight": r.bits_per_weight, "kl": r.check["kl"], "kl_se": r.check["kl_se"]}
             for name, r in results.items()

@@ -91,7 +91,17 @@ def check(source: Source, work: Path, device: torch.device, progress: Progress) 
 
 
 def measure(source: Source, folder: Folder, tokens: Tensor, device: torch.device, progress: Progress) -> dict[str, Any]:
-    """Divergence of the written folder from the original over windows [windows, length]."""
+    """Divergence of the written folder from the original over windows [windows, length], in figures."""
+    summary = compare(source, folder, tokens, device, progress).summary()
+    if not all(map(torch.isfinite, map(torch.tensor, summary.values()))):
+        raise CheckpointError(
+            f"{folder.path}: the written model gives NaN or Inf on held-out text. Try another recipe; the folder is kept."
+        )
+    return summary
+
+
+def compare(source: Source, folder: Folder, tokens: Tensor, device: torch.device, progress: Progress) -> Divergence:
+    """Divergence of the written folder from the original, window by window [windows, length]."""
     stored, tokens = checkpoints.Stored(folder, source.stored.renames), tokens[ranks.share(len(tokens))]
     original = source.outer(torch.float32, device, original=True)
     ours = outside(source, stored, original, device)
@@ -121,9 +131,4 @@ def measure(source: Source, folder: Folder, tokens: Tensor, device: torch.device
     original.drop()
     for part in ("kl", "agree", "nll", "nll_original"):  # of every process, in the order of windows
         setattr(found, part, [value for told in ranks.everyone(getattr(found, part)) for value in told])
-    summary = found.summary()
-    if not all(map(torch.isfinite, map(torch.tensor, summary.values()))):
-        raise CheckpointError(
-            f"{folder.path}: the written model gives NaN or Inf on held-out text. Try another recipe; the folder is kept."
-        )
-    return summary
+    return found

@@ -126,6 +126,11 @@ def windows(name: str, text: str, tokenizer: Any, length: int, count: int | None
     return Windows(name, tokens)
 
 
+def spread(found: Tensor, count: int) -> Tensor:
+    """At most `count` of windows [windows, length], from all over the text: neighbours are of one kind."""
+    return found[torch.linspace(0, len(found) - 1, min(count, len(found))).round().long()]
+
+
 def generated(model: Any, tokenizer: Any, length: int, count: int, seed: int, batch: int = 32) -> Windows:
     """Windows that the model itself writes: sampled at temperature 1 from the beginning-of-text token.
 
