@@ -26,11 +26,12 @@ from _rows import keep
 from torch import Tensor, nn
 
 from lowbit import formats
+from lowbit.formats import Quantized
 from lowbit.kernels import activation as acting
 from lowbit.kernels import dispatch, packing
 from lowbit.kernels.activation import Activation
 
-FORMATS = "int4-g32,int4-g128,int3-g128,int2-g128,int8-row"
+FORMATS = "int4-g32,int4-g128,int3-g128,int2-g128,trellis2-plain,trellis_int2-plain"
 COLD = 160 << 20
 BYTES = "ours, x rounded to int8"
 AGAIN = 12
@@ -84,11 +85,20 @@ def reading(size: int, copies: int, threads: int) -> Turn:
     return least(reads)
 
 
+def packed_matrix(text: str, weight: Tensor) -> Quantized:
+    """The matrix in a format; codes of several weights, which take minutes to search for, are random."""
+    format, shape = formats.parse(text), (weight.shape[0], weight.shape[1])
+    if format.step == (1, 1, 1):
+        return format.fit(weight, None, False).quantize(weight)
+    codes = torch.randint(0, format.dtype.codes, format.codes_shape(shape), dtype=torch.uint8)
+    return Quantized(format, codes, {"scale": torch.rand(format.groups(shape)) + 0.1}, shape)
+
+
 def prepared(
     text: str, weight: Tensor, kernel: str, copies: int, x: Tensor, inputs: Activation | None = None
 ) -> tuple[Sequence[Callable[[], Tensor]], int]:
     """Calls of a kernel on copies of a matrix, proven equal to the decoded matrix; and the bytes of one. inputs: rounded so."""
-    quantized = formats.parse(text).fit(weight, None, False).quantize(weight)
+    quantized = packed_matrix(text, weight)
     format, shape = quantized.format, quantized.shape
     packed, parts = packing.split(format, packing.pack(quantized), shape)
     first = dispatch.prepare(kernel, format, packed, parts, shape)

@@ -6,11 +6,13 @@ Idea      x becomes whole numbers with one scale a token, 16 bits for bfloat16 a
           across lanes. The group's zero and scale follow its sum. Up to 16 tokens unpack codes in registers, four at a time;
           more share panels of unpacked bytes. Inputs rounded to int8 are one byte
           (integers_act.py).
-Layout    planes uint8 [tiles of 16 rows, chunks of 32 inputs, bits, 64]: byte 4 r + b of a plane is row r, inputs 4 i + b for
-          several i: a code of 4 bits and more has its lowest four at bits 4 (i % 2) of plane i // 2; then, where the width has
-          them, two bits at 2 (i % 4) of two planes, one bit at i of one. 7 bits are widened to 8: plane i whole.
-          scale, zero [tiles, groups, 16]. Rows are padded to 64, inputs to 32.
-Figures   Relative error against float64, Gaussian x: 2e-7 (float32), 1.7e-3 (bfloat16: the rounding of y).
+Layout    planes uint8 [panels of 64 rows, chunks of 32 inputs, tiles of 16 rows, bits, 64]: a panel is one stream from memory.
+          Byte 4 r + b of a plane is row r, inputs 4 i + b for several i: a code of 4 bits and more has its lowest four at bits
+          4 (i % 2) of plane i // 2; then, where the width has them, two bits at 2 (i % 4) of two planes, one bit at i of one.
+          7 bits are widened to 8: plane i whole. scale, zero [panels, groups, 64]. Rows are padded to 64, inputs to 32.
+Figures   Relative error against float64, Gaussian x: 2e-7 (float32), 1.7e-3 (bfloat16: the rounding of y). 4096x4096 in the
+          last cache, one thread of an EPYC (Zen 4), bfloat16 x at 1 and 4 tokens, ms: int4-g32 0.20 and 0.70, int3-g128 0.25
+          and 0.69, int2-g128 0.17 and 0.62; x in int8 0.16 and 0.37, 0.20 and 0.35, 0.13 and 0.32.
 Traps     A bfloat16 x is rounded to 1/32639 of the greatest of its token: an input of 1000 times the others' size costs them
           9 bits of 15. Not for e8m0 and two-level scales.
 """
@@ -59,12 +61,12 @@ def prepare(format: Format, packed: Tensor, parts: Parts, shape: tuple[int, int]
     scale = parts["scale"] if parts["scale"].dtype == torch.bfloat16 else parts["scale"].float()
     if format.element == "binary":
         scale = scale * 2
-    prepared = {"planes": planes(packing.codes(format, packed, shape), width(format)), "scale": _tiles(scale, format, shape)}
-    return {**prepared, "zero": _tiles(parts["zero"], format, shape)} if "zero" in parts else prepared
+    prepared = {"planes": planes(packing.codes(format, packed, shape), width(format)), "scale": _panels(scale, format, shape)}
+    return {**prepared, "zero": _panels(parts["zero"], format, shape)} if "zero" in parts else prepared
 
 
 def restore(prepared: dict[str, Tensor], format: Format, shape: tuple[int, int]) -> tuple[Tensor, Parts]:
-    parts: Parts = {name: _untiled(prepared[name], format, shape) for name in ("scale", "zero") if name in prepared}
+    parts: Parts = {name: _rows(prepared[name], format, shape) for name in ("scale", "zero") if name in prepared}
     if format.element == "binary":
         parts["scale"] = parts["scale"] / 2
     if format.scale == "fp16":
@@ -120,38 +122,38 @@ def _middle(format: Format) -> float:
     return {"ternary": 1.0, "binary": 0.5}.get(format.element, format.dtype.codes / 2)
 
 
-def _tiles(part: Tensor, format: Format, shape: tuple[int, int]) -> Tensor:
-    """[R, G] -> [tiles, G, 16], rows that share a value each with its own, padded with 0."""
+def _panels(part: Tensor, format: Format, shape: tuple[int, int]) -> Tensor:
+    """[R, G] -> [panels, G, 64], rows that share a value each with its own, padded with 0."""
     rows = part.repeat_interleave(format.group[0] or shape[0], 0)[: shape[0]]
     rows = torch.nn.functional.pad(rows, (0, 0, 0, -shape[0] % PANEL))
-    return rows.view(-1, TILE, rows.shape[1]).transpose(1, 2).contiguous()
+    return rows.view(-1, PANEL, rows.shape[1]).transpose(1, 2).contiguous()
 
 
-def _untiled(tiles: Tensor, format: Format, shape: tuple[int, int]) -> Tensor:
-    rows = tiles.transpose(1, 2).reshape(-1, tiles.shape[1])[: shape[0]]
+def _rows(panels: Tensor, format: Format, shape: tuple[int, int]) -> Tensor:
+    """The way back."""
+    rows = panels.transpose(1, 2).reshape(-1, panels.shape[1])[: shape[0]]
     return rows[:: format.group[0] or shape[0]].contiguous()
 
 
 def planes(codes: Tensor, bits: int) -> Tensor:
-    """Codes uint8 [out, in] -> planes uint8 [tiles, chunks, bits, 64]."""
+    """Codes uint8 [out, in] -> planes uint8 [panels, chunks, tiles, bits, 64]."""
     codes = torch.nn.functional.pad(codes, (0, -codes.shape[1] % CHUNK, 0, -codes.shape[0] % PANEL))
-    cube = codes.view(-1, TILE, codes.shape[1] // CHUNK, CHUNK // 4, 4)
-    q = cube.permute(0, 2, 3, 1, 4).reshape(cube.shape[0], cube.shape[2], CHUNK // 4, 64)
+    cube = codes.view(-1, PANEL // TILE, TILE, codes.shape[1] // CHUNK, CHUNK // 4, 4)
+    q = cube.permute(0, 3, 1, 4, 2, 5).flatten(4)
     if bits == 8:
         return q.contiguous()
-    return torch.cat([_gathered(q >> place, wide) for wide, place in _cuts(bits)], 2)
+    return torch.cat([_gathered(q >> place, wide) for wide, place in _cuts(bits)], 3)
 
 
 def codes(planes: Tensor, bits: int, shape: tuple[int, int]) -> Tensor:
     """The way back."""
-    tiles, chunks = planes.shape[:2]
     q = planes
     if bits < 8:
-        parts = planes.split([wide for wide, _ in _cuts(bits)], 2)
-        q = torch.zeros(tiles, chunks, CHUNK // 4, 64, dtype=torch.uint8)
+        parts = planes.split([wide for wide, _ in _cuts(bits)], 3)
+        q = torch.zeros(*planes.shape[:3], CHUNK // 4, 64, dtype=torch.uint8)
         for part, (wide, place) in zip(parts, _cuts(bits), strict=True):
             q |= _scattered(part, wide) << place
-    rows = q.view(tiles, chunks, CHUNK // 4, TILE, 4).permute(0, 3, 1, 2, 4).reshape(tiles * TILE, chunks * CHUNK)
+    rows: Tensor = q.unflatten(4, (TILE, 4)).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(0, 2)
     return rows[: shape[0], : shape[1]].contiguous()
 
 
@@ -162,10 +164,10 @@ def _cuts(bits: int) -> list[tuple[int, int]]:
 
 def _gathered(q: Tensor, wide: int) -> Tensor:
     """The lowest `wide` bits of q [.., 8, 64] side by side: [.., wide, 64]."""
-    fields = (q & ((1 << wide) - 1)).unflatten(2, (wide, 8 // wide))
-    return torch.stack([fields[:, :, :, i] << i * wide for i in range(8 // wide)]).sum(0, dtype=torch.uint8)
+    fields = (q & ((1 << wide) - 1)).unflatten(3, (wide, 8 // wide))
+    return torch.stack([fields[:, :, :, :, i] << i * wide for i in range(8 // wide)]).sum(0, dtype=torch.uint8)
 
 
 def _scattered(plane: Tensor, wide: int) -> Tensor:
     fields = [plane >> i * wide & ((1 << wide) - 1) for i in range(8 // wide)]
-    return torch.stack(fields, 3).flatten(2, 3)
+    return torch.stack(fields, 4).flatten(3, 4)

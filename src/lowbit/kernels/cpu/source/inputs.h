@@ -22,21 +22,22 @@ struct Cut {
 };
 
 /// Tokens as whole numbers, `team` of them side by side: [teams][bytes][quads of inputs][team], so that those who multiply
-/// together read one stream. sums: of each block, for zero points.
+/// together read one stream. sums: of each block, for zero points; starts: `less` of them taken off, where it is not 0.
 struct Inputs {
   int64_t inputs, blocks, team;
   int parts;
-  int32_t *quads;
+  int32_t less, *quads, *starts;
   float *scale, *sums;
 
-  static size_t size(int64_t tokens, int64_t inputs, int64_t blocks) { return tokens * (3 * inputs + 4 * blocks + 4); }
+  static size_t size(int64_t tokens, int64_t inputs, int64_t blocks) { return tokens * (3 * inputs + 8 * blocks + 4); }
 
   /// tokens: whole teams. room: of `size` bytes.
-  Inputs(char *room, int64_t tokens, int64_t inputs, int64_t blocks, int64_t team, int parts)
-      : inputs(inputs), blocks(blocks), team(team), parts(parts) {
+  Inputs(char *room, int64_t tokens, int64_t inputs, int64_t blocks, int64_t team, int parts, int32_t less)
+      : inputs(inputs), blocks(blocks), team(team), parts(parts), less(less) {
     quads = (int32_t *)room;
     scale = (float *)(room + tokens * 3 * inputs);
     sums = scale + tokens;
+    starts = less ? (int32_t *)(sums + tokens * blocks) : nullptr;
   }
 
   /// The quad of input k of the first token of the team of `token`.
@@ -56,6 +57,7 @@ struct Inputs {
         sum = 256 * sum + some;
       }
       sums[token * blocks + block] = (float)sum;
+      if (starts) starts[token * blocks + block] = -less * sum;
     }
   }
 

@@ -1,7 +1,7 @@
 // integers - y = x W.T for whole-number codes of 1 to 6 and 8 bits with a scale for each row and group.
 //
 // Tiles of 16 rows: a lane is a row, its four bytes are four inputs. A chunk is 32 inputs of a tile, 64 bytes for each bit of
-// a code, in planes of 4, 2 and 1 bits (integers.py). dot() multiplies unsigned codes with signed bytes of x, of which there
+// a code, in planes of 4, 2 and 1 bits; chunks of the four tiles of a panel lie side by side (integers.py). dot() multiplies unsigned codes with signed bytes of x, of which there
 // are PARTS (inputs.h). Few tokens share the unpacking in registers; many share a panel of unpacked bytes in the second cache.
 #include "inputs.h"
 
@@ -21,102 +21,112 @@ constexpr int TILE = 16, CHUNK = 32;
 /// Rows are padded to whole panels.
 constexpr int PANEL = 64, TILES = PANEL / TILE;
 /// Tokens that multiply a panel together, and tiles: as many sums as there are registers for. TEAM: tokens that share codes
-/// unpacked in registers.
+/// unpacked in registers, with SUMS sums.
 #ifdef __AVX512VNNI__
-constexpr int HIGH = 4, WIDE = 6, TEAM = 4;
+constexpr int HIGH = 4, WIDE = 6, TEAM = 4, SUMS = 16;
 #else
-constexpr int HIGH = 2, WIDE = 2, TEAM = 2;
+constexpr int HIGH = 2, WIDE = 2, TEAM = 2, SUMS = 4;
 #endif
 /// Up to FEW tokens unpack codes in registers; more share an open panel, SLAB at most.
 constexpr int64_t FEW = 16, SLAB = 192;
 /// Inputs of a panel that are open at once, in the second cache.
 constexpr int64_t SPAN = 4096;
+/// Bytes of codes that are asked for ahead, across the ends of panels.
+constexpr int64_t AHEAD = 4096;
 
 /// Moved to the left, or to the right if negative.
 INLINE inline Ints moved(Ints v, int bits) { return bits > 0 ? left(v, bits) : bits < 0 ? right(v, -bits) : v; }
 
-/// The codes of a chunk as bytes: q[i] has inputs 4i .. 4i + 3 of sixteen rows.
-template <int BITS> INLINE inline void unpack(const uint8_t *p, Ints q[8]) {
+/// Codes of a chunk as bytes: q[i] has inputs 4i .. 4i + 3 of sixteen rows, here for i = 2 pair and the next.
+template <int BITS> INLINE inline void unpack(const uint8_t *p, int pair, Ints q[2]) {
   if constexpr (BITS == 8) {
-    EACH(i, 8) q[i] = load(p + 64 * i);
+    EACH(j, 2) q[j] = load(p + 64 * (2 * pair + j));
     return;
   }
   if constexpr ((BITS & 4) != 0) {
-    const Ints mask = fill(0x0F0F0F0F);
-    EACH(i, 4) {
-      const Ints v = load(p + 64 * i);
-      q[2 * i] = both(v, mask);
-      q[2 * i + 1] = both(right(v, 4), mask);
-    }
+    const Ints mask = fill(0x0F0F0F0F), v = load(p + 64 * pair);
+    q[0] = both(v, mask);
+    q[1] = both(right(v, 4), mask);
     p += 256;
   }
   if constexpr ((BITS & 2) != 0) {
     constexpr int place = BITS & 4;
-    const Ints mask = fill(0x03030303 << place);
-    EACH(i, 8) {
-      const Ints v = moved(load(p + i / 4 * 64), place - i % 4 * 2);
-      q[i] = place ? join(q[i], v, mask) : both(v, mask);
+    const Ints mask = fill(0x03030303 << place), both_pairs = load(p + pair / 2 * 64);
+    EACH(j, 2) {
+      const Ints v = moved(both_pairs, place - (2 * pair + j) % 4 * 2);
+      q[j] = place ? join(q[j], v, mask) : both(v, mask);
     }
     p += 128;
   }
   if constexpr ((BITS & 1) != 0) {
     constexpr int place = BITS & 6;
     const Ints mask = fill(0x01010101 << place), all = load(p);
-    EACH(i, 8) {
-      const Ints v = moved(all, place - i);
-      q[i] = place ? join(q[i], v, mask) : both(v, mask);
+    EACH(j, 2) {
+      const Ints v = moved(all, place - (2 * pair + j));
+      q[j] = place ? join(q[j], v, mask) : both(v, mask);
     }
   }
 }
 
-/// The scales of a tile for a group.
-inline Floats scales(const Matrix &w, int64_t tile, int64_t group) {
-  const int64_t at = (tile * (w.inputs / w.group) + group) * TILE;
+/// The scales of a tile for a group. at: their place.
+inline Floats scales(const Matrix &w, int64_t at) {
   return w.scale_kind == FLOAT32 ? load((const float *)w.scale + at) : halves((const uint16_t *)w.scale + at);
 }
 
 /// The zero points of a tile for a group, in codes.
-inline Floats zeros(const Matrix &w, int64_t tile, int64_t group) {
+inline Floats zeros(const Matrix &w, int64_t at) {
   if (w.zero == nullptr) return fill(w.middle);
-  const int64_t at = (tile * (w.inputs / w.group) + group) * TILE;
   return w.float_zero ? halves((const uint16_t *)w.zero + at) : real(bytes((const uint8_t *)w.zero + at));
 }
 
-/// M tokens from `token` on times a panel: y [M][PANEL].
-template <int BITS, int PARTS, int M> void few(const Matrix &w, const Inputs &x, const Cut &cut, int64_t panel, int64_t token, float *y) {
-  constexpr int R = M == 1 ? 4 : M == 2 ? 2 : 1;
-  const int64_t chunk = 64 * BITS, stride = w.inputs / CHUNK * chunk;
-  for (int64_t tile = panel * TILES; tile < (panel + 1) * TILES; tile += R) {
+/// M tokens, a team, from `token` on times a panel: y [M][PANEL].
+template <int BITS, int PARTS, int M> void few(const Matrix &w, const Inputs &x, int64_t panel, int64_t token, float *y) {
+  constexpr int R = std::min(TILES, std::max(1, SUMS / M / PARTS));
+  constexpr int64_t tile_bytes = 64 * BITS, chunk = TILES * tile_bytes;
+  const int64_t groups = w.inputs / w.group;
+  for (int tile = 0; tile < TILES; tile += R) {
     Floats found[R][M];
     EACH(i, R * M) found[i / M][i % M] = fill(0.0f);
-    const uint8_t *p = w.codes + tile * stride;
-    for (int64_t block = 0; block < cut.blocks; block++) {
-      Ints sum[R][M][PARTS];
-      EACH(i, R * M * PARTS) sum[i / PARTS / M][i / PARTS % M][i % PARTS] = fill(0);
-      for (int64_t k = cut.start(block); k < cut.stop(block); k += CHUNK, p += chunk) {
-        const int32_t *quads[PARTS];
-        EACH(part, PARTS) quads[part] = x.at(token, part, k);
+    const uint8_t *p = w.codes + panel * (w.inputs / CHUNK) * chunk + tile * tile_bytes;
+    const int32_t *quads[PARTS];
+    EACH(part, PARTS) quads[part] = x.at(token, part, 0);
+    int64_t block = token * x.blocks;
+    for (int64_t group = 0, k = 0; group < groups; group++)
+      for (const int64_t end = k + w.group; k < end; block++) {
+        Ints sum[R][M][PARTS];
+        EACH(i, R * M * PARTS) sum[i / PARTS / M][i / PARTS % M][i % PARTS] = fill(0);
+        if (x.starts) {
+          EACH(i, R * M) sum[i / M][i % M][PARTS - 1] = fill(x.starts[block + i % M * x.blocks]);
+        }
+        for (const int64_t stop = std::min(k + BLOCK, end); k < stop; k += CHUNK, p += chunk) {
+          if (tile == 0) {
+            EACH(i, TILES * BITS) _mm_prefetch((const char *)p + i * 64 + AHEAD, _MM_HINT_T1);
+          }
+          EACH(pair, 4) {
+            EACH(r, R) {
+              Ints q[2];
+              unpack<BITS>(p + r * tile_bytes, pair, q);
+              EACH(i, 2 * M) {
+                EACH(part, PARTS) sum[r][i % M][part] = dot<BITS>(sum[r][i % M][part], q[i / M], fill(quads[part][2 * M * pair + i]));
+              }
+            }
+          }
+          EACH(part, PARTS) quads[part] += CHUNK / 4 * M;
+        }
         EACH(r, R) {
-          Ints q[8];
-          unpack<BITS>(p + r * stride, q);
-          EACH(i, 8 * M) {
-            EACH(part, PARTS) sum[r][i % M][part] = dot<BITS>(sum[r][i % M][part], q[i / M], fill(quads[part][i]));
+          const int64_t at = (panel * groups + group) * PANEL + (tile + r) * TILE;
+          const Floats scale = scales(w, at);
+          EACH(m, M) {
+            Floats all = real(PARTS > 1 ? plus(left(sum[r][m][0], 8), sum[r][m][PARTS > 1]) : sum[r][m][0]);
+            if constexpr (PARTS == 3) all = fuse(all, fill(256.0f), real(sum[r][m][2]));
+            if (!x.starts) all = unfuse(zeros(w, at), fill(x.sums[block + m * x.blocks]), all);
+            found[r][m] = fuse(all, scale, found[r][m]);
           }
         }
       }
-      const int64_t group = block / cut.a_group;
-      EACH(r, R) {
-        const Floats scale = scales(w, tile + r, group), zero = zeros(w, tile + r, group);
-        EACH(m, M) {
-          Floats all = real(PARTS > 1 ? plus(left(sum[r][m][0], 8), sum[r][m][PARTS > 1]) : sum[r][m][0]);
-          if constexpr (PARTS == 3) all = fuse(all, fill(256.0f), real(sum[r][m][2]));
-          found[r][m] = fuse(unfuse(zero, fill(x.sums[(token + m) * x.blocks + block]), all), scale, found[r][m]);
-        }
-      }
-    }
     EACH(r, R) {
       EACH(m, M) {
-        store(y + m * PANEL + (tile % TILES + r) * TILE, times(found[r][m], fill(x.scale[token + m])));
+        store(y + m * PANEL + (tile + r) * TILE, times(found[r][m], fill(x.scale[token + m])));
       }
     }
   }
@@ -124,13 +134,15 @@ template <int BITS, int PARTS, int M> void few(const Matrix &w, const Inputs &x,
 
 /// The codes of a panel and block as bytes: [quads of inputs][tiles][64].
 template <int BITS> void open(const Matrix &w, const Cut &cut, int64_t panel, int64_t block, uint8_t *to) {
-  const int64_t chunk = 64 * BITS, stride = w.inputs / CHUNK * chunk, start = cut.start(block);
-  for (int tile = 0; tile < TILES; tile++) {
-    const uint8_t *p = w.codes + (panel * TILES + tile) * stride + start / CHUNK * chunk;
-    for (int64_t k = start; k < cut.stop(block); k += CHUNK, p += chunk) {
-      Ints q[8];
-      unpack<BITS>(p, q);
-      EACH(i, 8) store(to + ((k - start) / 4 + i) * PANEL * 4 + tile * 64, q[i]);
+  const int64_t start = cut.start(block);
+  const uint8_t *p = w.codes + (panel * w.inputs + start) / CHUNK * TILES * 64 * BITS;
+  for (int64_t k = start; k < cut.stop(block); k += CHUNK) {
+    for (int tile = 0; tile < TILES; tile++, p += 64 * BITS) {
+      EACH(pair, 4) {
+        Ints q[2];
+        unpack<BITS>(p, pair, q);
+        EACH(j, 2) store(to + ((k - start) / 4 + 2 * pair + j) * PANEL * 4 + tile * 64, q[j]);
+      }
     }
   }
 }
@@ -160,7 +172,8 @@ void multiply(const Matrix &w, const Inputs &x, const Cut &cut, int64_t panel, i
     }
     const auto add = [&](float size, bool whole) INLINE {
       EACH(j, HIGH) {
-        const Floats scale = scales(w, panel * TILES + tile + j, group), zero = zeros(w, panel * TILES + tile + j, group);
+        const int64_t place = (panel * (w.inputs / w.group) + group) * PANEL + (tile + j) * TILE;
+        const Floats scale = scales(w, place), zero = zeros(w, place);
         EACH(m, M) {
           float *at = y + m * PANEL + (tile + j) * TILE;
           Floats all = times(real(sum[m][j]), fill(size));
@@ -178,7 +191,7 @@ void multiply(const Matrix &w, const Inputs &x, const Cut &cut, int64_t panel, i
   }
 }
 
-using Few = void (*)(const Matrix &, const Inputs &, const Cut &, int64_t, int64_t, float *);
+using Few = void (*)(const Matrix &, const Inputs &, int64_t, int64_t, float *);
 using Open = void (*)(const Matrix &, const Cut &, int64_t, int64_t, uint8_t *);
 using Multiply = void (*)(const Matrix &, const Inputs &, const Cut &, int64_t, int64_t, int64_t, const uint8_t *, float *);
 
@@ -240,7 +253,7 @@ struct Call {
     const Few few = x.parts == 1 ? few_of<1>(w.bits, x.team) : x.parts == 2 ? few_of<2>(w.bits, x.team) : few_of<3>(w.bits, x.team);
     for (int64_t first = 0; first < tokens; first += x.team) {
       float y[TEAM * PANEL];
-      few(w, x, cut, panel, first, y);
+      few(w, x, panel, first, y);
       for (int64_t m = first; m < std::min(first + x.team, tokens); m++) write(m, panel, y + (m - first) * PANEL);
     }
   }
@@ -300,7 +313,9 @@ EXPORT void lowbit_integers(const char *x, const float *x_scale, char *y, int64_
   for (int64_t start = 0; start < tokens; start += SLAB) {
     const int64_t n = std::min(SLAB, tokens - start), team = n > FEW ? WIDE : n > 2 ? TEAM : n, held = (n + team - 1) / team * team;
     const int parts = kind == INT8 || clip > 0 ? 1 : kind == BFLOAT16 ? 2 : 3;
-    Inputs numbers(room.get(Inputs::size(held, padded, cut.blocks)), held, padded, cut.blocks, team, parts);
+    /// A code for 0 that is a whole number is taken off before the products; else, and from three bytes, after them.
+    const int32_t less = zero || parts == 3 || w.middle != (int32_t)w.middle || n > FEW ? 0 : (int32_t)w.middle;
+    Inputs numbers(room.get(Inputs::size(held, padded, cut.blocks)), held, padded, cut.blocks, team, parts, less);
     Call{w, cut, numbers, x + start * inputs * width, x_scale + start, y + start * rows * out, n, inputs, (int)kind, (float)clip}
         .run(threads);
   }
