@@ -46,6 +46,21 @@ def block(source: Source, get: Get, index: int, device: torch.device) -> nn.Modu
     return blocks.load(source.blocks[index], source.prefix(index), get, device, torch.float32)
 
 
+def _part(source: Source, index: int, device: torch.device) -> nn.Module:
+    """Block `index` of the original as far as this process reads it, in float32; what the others read is zero."""
+    shapes = {f"{source.prefix(index)}.{name}": p.shape for name, p in source.blocks[index].named_parameters()}
+    loads, own = [0] * ranks.count(), set()
+    for name in sorted(shapes, key=lambda name: -shapes[name].numel()):
+        rank = loads.index(min(loads))
+        loads[rank] += shapes[name].numel()
+        own |= {name} if rank == ranks.mine() else set()
+
+    def get(name: str) -> Tensor:
+        return source.stored.tensor(name, device) if name in own else torch.zeros(shapes[name], device=device)
+
+    return block(source, get, index, device)
+
+
 def outside(source: Source, stored: checkpoints.Stored, outer: Outer, device: torch.device) -> Outer:
     """What of the written folder lies outside its blocks: that of the original, unless an end is quantized or turned."""
     if not source.turning and not {source.embed, source.head} & set(stored.formats):
@@ -57,13 +72,15 @@ def outside(source: Source, stored: checkpoints.Stored, outer: Outer, device: to
 
 
 def _modules(source: Source, stored: checkpoints.Stored, device: torch.device) -> Iterator[tuple[int, int, nn.Module]]:
-    """Block by block of both models, the written one (0) first; the next one is read meanwhile, on a CPU afterwards."""
+    """Block by block of both models, the written one (0) first; the next one is read meanwhile, on a CPU afterwards.
+
+    Several processes share the reading of the original out.
+    """
     sides, read, pinned = (Beside(device), Beside(device)), written.reader(stored, device), stored.prefix_outputs
-    get = functools.partial(source.stored.tensor, device=device)
 
     def load(index: int, which: int) -> nn.Module:
         if which:
-            return block(source, get, index, device)
+            return _part(source, index, device)
         told = (source.blocks[index], source.prefix(index), read, stored.activations, device, torch.float32, pinned)
         return written.block(*told)
 
@@ -76,6 +93,8 @@ def _modules(source: Source, stored: checkpoints.Stored, device: torch.device) -
             module = waiting[which].result()
             if index + 1 < len(source.blocks):
                 waiting[which] = start(index + 1, which)
+            for parameter in module.parameters() if which else ():
+                ranks.add(parameter.data)
             yield index, which, module
             del module  # before the next is loaded: one block in memory
     for side in sides:
