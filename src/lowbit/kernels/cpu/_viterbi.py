@@ -7,8 +7,8 @@ Traps     Costs are sums of squares, there they are products: paths may differ w
 import torch
 from torch import Tensor
 
+from lowbit.dtypes import _viterbi as law
 from lowbit.dtypes._trellis import Trellis
-from lowbit.dtypes._viterbi import WARM
 from lowbit.kernels.cpu import _build
 
 LANES = 16
@@ -28,6 +28,6 @@ def search(values: Tensor, element: Trellis) -> Tensor:
     found = torch.empty(number, steps, dtype=torch.uint8)
     run = _build.function("lowbit_viterbi", "pppiiiiiii")
     threads = max(1, min(torch.get_num_threads(), number))
-    shape = (element.length, element.bits, width, number, steps, min(WARM // width, steps // 2), threads)
+    shape = (element.length, element.bits, width, number, steps, min(law.WARM // width, steps // 2), threads)
     run(_build.address(x), _build.address(table), _build.address(found), *shape)
     return found
