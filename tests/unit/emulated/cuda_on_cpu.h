@@ -11,6 +11,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <map>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -27,7 +28,9 @@ struct dim3 { int x, y, z; };
 #define __device__
 #define __host__
 #define __global__
-#define __launch_bounds__(n)
+#define __launch_bounds__(...)
+#define __cluster_dims__(...)
+#define __grid_constant__
 #define __shared__ static
 using std::max;
 using std::min;
@@ -49,7 +52,8 @@ struct Barrier {
 struct Copy { u32 to; const u8* from; int bytes; bool inside; };
 struct Wide { Sum (*d)[4]; Sum old[64][4]; u32 a[4]; u32 x; int more; };
 struct Warp { Barrier barrier; u32 words[32][8]; };
-struct Block { std::vector<u8> memory; Barrier barrier; std::vector<Warp> warps; };
+struct Phase { int arrivals, left, bytes, number; };
+struct Block { std::vector<u8> memory; Barrier barrier; std::vector<Warp> warps; std::map<u32, Phase> phases; };
 struct Thread {
     ucontext_t context;
     std::unique_ptr<char[]> stack;
@@ -59,6 +63,7 @@ struct Thread {
     std::vector<std::vector<Copy>> groups;
     std::vector<Copy> open;
     std::vector<Wide> products;
+    std::vector<size_t> ends;                                // of groups of products
 };
 static Thread* current;
 static std::vector<Block>* cluster;
@@ -241,17 +246,59 @@ static void wait_for_copies() {
     current->open.clear();
 }
 static void show_to_wgmma() {}
-static void begin_barrier(u32) {}
-static void expect_bytes(u32 barrier, u32 bytes) { memcpy(at_address(barrier, 4), &bytes, 4); }
+
+// barriers that count arrivals and bytes: four words {arrivals of a phase, arrivals left, bytes left, phase} of the block, by address
+static void begin_barrier(u32 at, u32 arrivals = 1) {
+    at_address(at, 8);
+    current->block->phases[at] = {(int)arrivals, (int)arrivals, 0, 0};
+}
+static void told(Phase& p) {
+    if (p.left || p.bytes) return;
+    p.left = p.arrivals, p.number++, progress++;
+}
+static Phase& phase_at(Block& block, u32 at) {
+    if (!block.phases.count(at)) fprintf(stderr, "no barrier at %u\n", at), abort();
+    return block.phases[at];
+}
+static void expect_bytes(u32 barrier, u32 bytes) {
+    Phase& p = phase_at(*current->block, barrier);
+    p.bytes += bytes, p.left--;
+    told(p);
+}
 static void copy_many(u32 to, const u8* from, u32 bytes, u32 barrier) {
     if (to % 16 || (uintptr_t)from % 16 || bytes % 16) fprintf(stderr, "bulk copy: %u <- %p, %u bytes\n", to, from, bytes), abort();
     memcpy(at_address(to + bytes - 16, 16) + 16 - bytes, from, bytes);
-    const u32 left = read_as<u32>(barrier) - bytes;
-    memcpy(at_address(barrier, 4), &left, 4);
+    Phase& p = phase_at(*current->block, barrier);
+    p.bytes -= bytes;
+    told(p);
 }
-static void wait_for_bytes(u32 barrier, u32) {
-    __syncwarp();
-    if (read_as<u32>(barrier)) fprintf(stderr, "%u bytes never come\n", read_as<u32>(barrier)), abort();
+static void wait_for_phase(u32 barrier, u32 parity) {
+    Phase& p = phase_at(*current->block, barrier);
+    while ((p.number & 1) == (int)parity) swapcontext(&current->context, &scheduler);
+}
+static void arrive_in_cluster(u32 barrier, int block) {
+    Phase& p = phase_at((*cluster)[block], barrier);
+    p.left--;
+    if (p.left < 0) fprintf(stderr, "barrier %u: too many arrivals\n", barrier), abort();
+    told(p);
+}
+static void meet_in_cluster() { meet(cluster_barrier); }
+struct TensorMap { const u8* from; int rows, columns, box_rows, box_columns; };   // of halves, swizzled by 128 bytes
+static void copy_box(u32 to, const TensorMap& map, int column, int row, u32 barrier, int blocks) {
+    if (to % 1024 || map.box_columns != 64) fprintf(stderr, "box at %u\n", to), abort();
+    for (int b = 0; b < blocks; b++) {
+        for (int r = 0; r < map.box_rows; r++)
+            for (int c = 0; c < 64; c++) {
+                const bool inside = row + r < map.rows && column + c < map.columns;
+                const u32 at = to + r * 128 + c * 2;
+                u8* place = (*cluster)[b].memory.data() + (at ^ (at >> 7 & 7) << 4);
+                if (inside) memcpy(place, map.from + ((size_t)(row + r) * map.columns + column + c) * 2, 2);
+                else memset(place, 0, 2);
+            }
+        Phase& p = phase_at((*cluster)[b], barrier);
+        p.bytes -= map.box_rows * 128;
+        told(p);
+    }
 }
 
 // ---- products
@@ -316,14 +363,24 @@ static void wide_multiply(Sum (&d)[NT][4], const u32* a, u32 x16, int more) {
     current->products.push_back(p);
     for (auto& row : d) row[0] = row[1] = row[2] = row[3] = (Sum)NAN;
 }
-static void wide_wait() {
-    auto products = std::move(current->products);
-    current->products.clear();
-    for (size_t i = 0; i < products.size(); i++) {
+static void wide_end() { current->ends.push_back(current->products.size()); }
+template <int N>
+static void wide_wait_for_all_but() {                        // the last N groups
+    auto& ends = current->ends;
+    if (ends.size() <= N) return;
+    const size_t number = ends[ends.size() - 1 - N];
+    auto& products = current->products;
+    for (size_t i = 0; i < number; i++) {
         if (i) memcpy(products[i].old, products[i].d, NT * 16);
         run_wide(products[i]);
     }
+    if (number < products.size()) memcpy(products[number].old, products[number].d, NT * 16);
+    products.erase(products.begin(), products.begin() + number);
+    ends.erase(ends.begin(), ends.end() - N);
+    for (auto& end : ends) end -= number;
+    if (products.size()) for (int i = 0; i < NT; i++) for (int j = 0; j < 4; j++) products.back().d[i][j] = (Sum)NAN;
 }
+static void wide_wait() { wide_end(), wide_wait_for_all_but<0>(); }
 #endif
 
 // ---- running a kernel

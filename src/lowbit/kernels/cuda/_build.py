@@ -9,6 +9,7 @@ Traps     The stream is torch's current one, so capture into CUDA graphs works o
 import ctypes
 import functools
 import importlib.util
+import os
 import struct
 from importlib import resources
 
@@ -19,6 +20,8 @@ from lowbit.core.errors import KernelUnavailable
 
 Macros = tuple[tuple[str, int], ...]
 WEIGHTS = "weights.cuh"
+UNPROVEN = "LOWBIT_UNPROVEN"
+"""Set (to 1) by who tests on a GPU: takes kernels that no GPU has proven yet."""
 SHARED = 227 << 10
 """Bytes of shared memory that a block can have on Hopper, what the .cu file declares itself included."""
 DECLARED = 1 << 10
@@ -35,6 +38,11 @@ def missing() -> str:
     except ModuleNotFoundError:
         found = False
     return "" if found else "cuda-bindings is not installed"
+
+
+def unproven(what: str) -> str:
+    """Why `what` is not taken yet, or ""."""
+    return "" if os.environ.get(UNPROVEN) else f"{what}; {UNPROVEN}=1 takes it"
 
 
 def impossible(grid: tuple[int, int, int], threads: int, shared: int) -> str:
@@ -105,11 +113,11 @@ class Kernel:
         self,
         grid: tuple[int, int, int],
         threads: int,
-        arguments: tuple[int, ...],
+        arguments: "tuple[int | TensorMap, ...]",
         shared: int = 0,
         overlap: bool = False,
     ) -> None:
-        """Run on torch's current stream. arguments: `Pointer`s and 32-bit integers, in the order of the .cu file.
+        """Run on torch's current stream. arguments: `Pointer`s, 32-bit integers, a `TensorMap`, in the order of the .cu file.
 
         overlap: may start before the kernel before it has ended. Raises KernelUnavailable.
         """
@@ -125,8 +133,14 @@ class Kernel:
         config.hStream = torch.cuda.current_stream().cuda_stream
         config.attrs = _attributes(overlap)
         config.numAttrs = len(config.attrs)
-        types = tuple(ctypes.c_void_p if isinstance(a, Pointer) else ctypes.c_int for a in arguments)
-        _checked(driver.cuLaunchKernelEx(config, self._function, (tuple(int(a) for a in arguments), types), 0), self._name)
+        values = tuple(a if isinstance(a, TensorMap) else int(a) for a in arguments)
+        _checked(driver.cuLaunchKernelEx(config, self._function, (values, tuple(map(_type_of, arguments))), 0), self._name)
+
+
+def _type_of(argument: "int | TensorMap"):  # type: ignore[no-untyped-def]
+    if isinstance(argument, TensorMap):
+        return None  # takes getPtr()
+    return ctypes.c_void_p if isinstance(argument, Pointer) else ctypes.c_int
 
 
 def float_bits(value: float) -> int:
@@ -137,6 +151,36 @@ def float_bits(value: float) -> int:
 
 class Pointer(int):
     """An address of device memory among the arguments of a launch."""
+
+
+class TensorMap:
+    """A matrix of 16-bit numbers as the tensor copy engine reads it: boxes of `box` rows by 64 columns, swizzled by 128 bytes.
+
+    Rows and columns beyond the matrix are zeros. The driver wants 128 bytes that begin at a multiple of 64.
+    """
+
+    def __init__(self, matrix: Tensor, box: int) -> None:
+        self._bytes = ctypes.create_string_buffer(128 + 64)
+        at = ctypes.addressof(self._bytes)
+        self._at = at + -at % 64
+        rows, columns = matrix.shape
+        words, halves = ctypes.c_uint64, ctypes.c_uint32
+        sizes, strides = (words * 2)(columns, rows), (words * 1)(2 * columns)
+        uint16, no_interleave, swizzle_128, promote_256, zeros = 1, 0, 3, 3, 0
+        code = _libcuda().cuTensorMapEncodeTiled(
+            ctypes.c_void_p(self._at), uint16, 2, ctypes.c_void_p(matrix.data_ptr()), sizes, strides, (halves * 2)(64, box),
+            (halves * 2)(1, 1), no_interleave, swizzle_128, promote_256, zeros,
+        )  # fmt: skip
+        if code:
+            raise KernelUnavailable(f"a tensor map of {rows}x{columns}: CUDA answers error {code}. Use another kernel.")
+
+    def getPtr(self) -> int:  # the name that cuda-bindings asks for
+        return self._at
+
+
+@functools.cache
+def _libcuda() -> ctypes.CDLL:
+    return ctypes.CDLL("libcuda.so.1")
 
 
 @functools.cache

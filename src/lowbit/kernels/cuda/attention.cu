@@ -433,7 +433,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attend(
     for (int i = 0; i < rounds; i++) {
         __syncwarp();                                                                     // nobody reads round i - 1 any more
         if (i + DEPTH - 1 < rounds) get(i + DEPTH - 1);
-        wait_for_bytes(barriers + i % DEPTH * 8, i / DEPTH & 1);
+        wait_for_phase(barriers + i % DEPTH * 8, i / DEPTH & 1);
         tile_of_tokens(r, heads, ring + i % DEPTH * STAGE, mine - (i * WARPS + warp) * TOKENS, lane, packed_scale);
     }
     __syncthreads();

@@ -178,8 +178,8 @@ INLINE void show_to_wgmma() { asm volatile("fence.proxy.async.shared::cta;" ::: 
 
 // ---- bulk copies: one instruction, bytes that lie together; a barrier in shared memory counts them (Hopper)
 
-INLINE void begin_barrier(u32 at) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;\nfence.mbarrier_init.release.cluster;" ::"r"(at) : "memory");
+INLINE void begin_barrier(u32 at, u32 arrivals = 1) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;\nfence.mbarrier_init.release.cluster;" ::"r"(at), "r"(arrivals) : "memory");
 }
 INLINE void expect_bytes(u32 barrier, u32 bytes) {           // the barrier's next phase ends when so many have come
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
@@ -189,7 +189,27 @@ INLINE void copy_many(u32 to, const u8* from, u32 bytes, u32 barrier) {  // addr
                  "r"(barrier)
                  : "memory");
 }
-INLINE void wait_for_bytes(u32 barrier, u32 parity) {        // for the end of the phase; phases are 0, 1, 0, ...
+struct __align__(64) TensorMap { u64 words[16]; };          // made by the driver
+// a box of the matrix of `map`, from (column, row) on, to the same place of the first `blocks` blocks of the cluster and their barriers
+INLINE void copy_box(u32 to, const TensorMap& map, int column, int row, u32 barrier, int blocks) {
+    if (blocks == 1)
+        asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(to),
+                     "l"(&map), "r"(column), "r"(row), "r"(barrier)
+                     : "memory");
+    else
+        asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%2, %3}], "
+                     "[%4], %5;" ::"r"(to), "l"(&map), "r"(column), "r"(row), "r"(barrier), "h"((u16)((1 << blocks) - 1))
+                     : "memory");
+}
+INLINE void arrive_in_cluster(u32 barrier, int block) {      // at the same barrier of another block
+    asm volatile("{ .reg .b32 there; mapa.shared::cluster.u32 there, %0, %1; mbarrier.arrive.shared::cluster.b64 _, [there]; }" ::"r"(
+                     barrier), "r"(block)
+                 : "memory");
+}
+INLINE void meet_in_cluster() {
+    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+INLINE void wait_for_phase(u32 barrier, u32 parity) {        // for the end of the phase; phases are 0, 1, 0, ...
     asm volatile("{ .reg .pred p; again: mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1; @p bra done; bra again; done: }" ::"r"(barrier),
                  "r"(parity)
                  : "memory");
@@ -257,7 +277,10 @@ INLINE void multiply(Sum (&d)[4], const u32* a, u32 b0, u32 b1) {
 // Of four warps together, 64 rows: d (+)= a times 16 columns of NT * 8 tokens in shared memory: rows of 128 bytes,
 // swizzled by 128 bytes; x16: its address / 16. Runs by itself: a and d must not be touched before wide_wait. more: add to d.
 INLINE void wide_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-INLINE void wide_wait() { asm volatile("wgmma.commit_group.sync.aligned;\nwgmma.wait_group.sync.aligned 0;" ::: "memory"); }
+INLINE void wide_end() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+template <int N>
+INLINE void wide_wait_for_all_but() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory"); }
+INLINE void wide_wait() { wide_end(), wide_wait_for_all_but<0>(); }
 
 #define D4(i) SUM(d[i][0]), SUM(d[i][1]), SUM(d[i][2]), SUM(d[i][3])
 #define A4 "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(more)
@@ -283,6 +306,16 @@ INLINE void wide_multiply(Sum (&d)[NT][4], const u32* a, u32 x16, int more) {
                  "%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,"
                  "%58,%59,%60,%61,%62,%63}, {%64,%65,%66,%67}, %68" WGMMA_END
                  : D4(0), D4(1), D4(2), D4(3), D4(4), D4(5), D4(6), D4(7), D4(8), D4(9), D4(10), D4(11), D4(12), D4(13), D4(14), D4(15) : A4);
+#elif NT == 32
+    asm volatile("{ .reg .pred p; setp.ne.b32 p, %133, 0; " WGMMA(256)
+                 "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,"
+                 "%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,"
+                 "%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63,%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,"
+                 "%77,%78,%79,%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95,%96,%97,%98,%99,%100,"
+                 "%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111,%112,%113,%114,%115,%116,%117,%118,%119,%120,"
+                 "%121,%122,%123,%124,%125,%126,%127}, {%128,%129,%130,%131}, %132" WGMMA_END
+                 : D4(0), D4(1), D4(2), D4(3), D4(4), D4(5), D4(6), D4(7), D4(8), D4(9), D4(10), D4(11), D4(12), D4(13), D4(14), D4(15),
+                   D4(16), D4(17), D4(18), D4(19), D4(20), D4(21), D4(22), D4(23), D4(24), D4(25), D4(26), D4(27), D4(28), D4(29), D4(30), D4(31) : A4);
 #endif
 }
 #endif

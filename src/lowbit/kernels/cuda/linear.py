@@ -3,7 +3,8 @@
 In / Out  codes of layout "dense", scales [N, G], zeros uint8 -> fragments (see Layout); x [tokens, in] -> y [tokens, out].
 Idea      The bytes lie in memory as the tensor cores want them in registers: weights stream once, 16 bytes a lane, through
           a private ring of shared memory, are cut into halves by 1.2 to 1.7 instructions each and multiplied. The stream
-          starts before the kernel that makes x has ended. Above DECODE_TOKENS tokens: decode once, then the vendor's product.
+          starts before the kernel that makes x has ended. Above DECODE_TOKENS tokens: decode once, then
+          the vendor's product, or both in one launch (_prefill).
 Layout    Tiles of 16 rows x chunks of 128 columns. Lane 4r + c (r 0..7, c 0..3) holds of rows r and r + 8 the columns
           32u + 16t + 8p + 2c + e (u 0..3, t, p, e 0..1): 32 pairs in order (u, t, p, row half), the pair is e. A word of 32
           bits holds 16 / bits pairs: pair i has e = 0 at bit bits * i, e = 1 at bit 16 + bits * i.
@@ -31,7 +32,7 @@ from lowbit.dtypes import Element
 from lowbit.formats import Format
 from lowbit.formats._scales import load, store
 from lowbit.kernels import packing
-from lowbit.kernels.cuda import _build, _product
+from lowbit.kernels.cuda import _build, _prefill, _product
 from lowbit.kernels.cuda._product import DECODE_TOKENS, Kind, Tiles
 
 RANK = 30
@@ -217,7 +218,12 @@ def linear(x: Tensor, prepared: dict[str, Tensor], format: Format, shape: tuple[
         raise ShapeError(f"linear of {shape[0]}x{shape[1]}: x has {x.shape[-1]} inputs. Give x [tokens, {shape[1]}].")
     if x.shape[0] <= DECODE_TOKENS:
         return product(x.contiguous(), prepared, format, shape)
-    return torch.nn.functional.linear(x, matrix(prepared, format, shape, x.dtype))
+    chunks = prepared["low"].shape[1]
+    if _prefill.refusal() or not _prefill.pays(x.shape[0], shape[0], chunks):
+        return torch.nn.functional.linear(x, matrix(prepared, format, shape, x.dtype))
+    y = torch.empty(x.shape[0], shape[0], dtype=x.dtype, device=x.device)
+    _prefill.launch(x.contiguous(), prepared, y, kind(format), shape[0], _beside(prepared, x.dtype))
+    return y
 
 
 def product(

@@ -20,7 +20,7 @@ from lowbit.dtypes._mul1 import mul1
 from lowbit.dtypes._trellis import SIDE, TILE, Trellis
 from lowbit.formats import Format, Parts
 from lowbit.kernels import packing
-from lowbit.kernels.cuda import _build, _product
+from lowbit.kernels.cuda import _build, _prefill, _product
 from lowbit.kernels.cuda._product import Kind, Tiles
 
 RANK = 30
@@ -109,8 +109,12 @@ def linear(x: Tensor, prepared: dict[str, Tensor], format: Format, shape: tuple[
     torch.mul(x, 1 / LESS, out=less)
     if x.shape[0] <= _product.DECODE_TOKENS:
         return product(less, prepared, format, shape, x.dtype)
-    y = torch.nn.functional.linear(less, matrix(prepared, format, shape))
-    return (y.float() * prepared["scale"]).to(x.dtype)
+    if _prefill.refusal() or not _prefill.pays(x.shape[0], shape[0], prepared["low"].shape[1]):
+        y = torch.nn.functional.linear(less, matrix(prepared, format, shape))
+        return (y.float() * prepared["scale"]).to(x.dtype)
+    y = torch.empty(x.shape[0], shape[0], dtype=x.dtype, device=x.device)
+    _prefill.launch(less, prepared, y, kind(format), shape[0], prepared["scale"])
+    return y
 
 
 def product(
