@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 import lowbit
-from lowbit import Recipe, checkpoints, formats
+from lowbit import Recipe, checkpoints, formats, methods
 from lowbit.architectures import Fold
 from lowbit.core.errors import CheckpointError, FormatError, RecipeError, ShapeError
 from lowbit.kernels import activation as acting
@@ -427,3 +427,19 @@ def test_kept_columns_make_up_for_the_rest() -> None:
     plain = grid.solve(free, given, formats.parse("int3-g32")).decode().index_copy(1, chosen, weight[:, chosen])
     loss = [float(((weight - w) @ given.moment * (weight - w)).sum()) for w in (whole, plain)]
     assert loss[0] < loss[1]
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("quik", r"quik\(int4-g64\): the format has no columns beside its grid\. Use int4-g64-keep64"),
+        ("atom", r"atom\(int4-g64\): the format has no 8-bit columns\. Use int4-g64-byte128"),
+        ("rptq", r"rptq\(int4-g64\): the format has no order\. Use int4-g64-order"),
+        ("lqer", r"lqer\(int4-g64\): the format has no low-rank part\. Use int4-g64-rank16"),
+        ("qera", r"qera\(int4-g64\): the format has no low-rank part\. Use int4-g64-rank16"),
+        ("zeroquant_v2", r"zeroquant_v2\(int4-g64\): the format has no low-rank part\. Use int4-g64-rank8"),
+    ],
+)
+def test_a_format_without_the_side_of_its_method(method: str, message: str) -> None:
+    with pytest.raises(FormatError, match=message):
+        methods.get(method)().solve(torch.randn(8, 64), Stats(), formats.parse("int4-g64"))  # type: ignore[attr-defined]

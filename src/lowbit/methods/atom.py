@@ -16,10 +16,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from lowbit import sides
-from lowbit.core.errors import FormatError
 from lowbit.formats import Format, Quantized
-from lowbit.methods import Method
+from lowbit.methods import Method, _sided
 from lowbit.sides.byte import Byte
 from lowbit.solvers import columns, grid
 from lowbit.statistics import Stats
@@ -36,9 +34,7 @@ class Atom(Method):
     needs: ClassVar[tuple[str, ...]] = ("second_moment",)
 
     def solve(self, weight: Tensor, stats: Stats, format: Format) -> Quantized:
-        side = sides.get(format.sides[0]) if len(format.sides) == 1 else None
-        if not isinstance(side, Byte):
-            raise FormatError(f"atom({format}): the format has no 8-bit columns. Use {format.core}-byte128.")
+        side = _sided.only(Byte, "atom", format, "8-bit columns", "byte128")
         moment = stats.get("second_moment")
         if moment is None or not stats.tokens:
             return grid.unseen(weight, format, "columns of largest weights kept, rtn(search=mse)")

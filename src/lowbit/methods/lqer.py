@@ -13,10 +13,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lowbit import sides
-from lowbit.core.errors import FormatError
 from lowbit.formats import Format, Quantized
-from lowbit.methods import Method
+from lowbit.methods import Method, _sided
 from lowbit.sides.rank import LowRank
 from lowbit.solvers import grid, low_rank
 from lowbit.statistics import Stats
@@ -31,9 +29,7 @@ class LQER(Method):
     needs: ClassVar[tuple[str, ...]] = ("mean_magnitude",)
 
     def solve(self, weight: Tensor, stats: Stats, format: Format) -> Quantized:
-        side = sides.get(format.sides[0]) if len(format.sides) == 1 else None
-        if not isinstance(side, LowRank):
-            raise FormatError(f"lqer({format}): the format has no low-rank part. Use {format.core}-rank16.")
+        side = _sided.only(LowRank, "lqer", format, "low-rank part", "rank16")
         magnitude = stats.get("mean_magnitude")
         inner = grid.nearest(weight, format.core, search=True)
         scale = torch.ones_like(weight[0]) if magnitude is None or not stats.tokens else magnitude.float()

@@ -13,10 +13,8 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from lowbit import sides
-from lowbit.core.errors import FormatError
 from lowbit.formats import Format, Quantized
-from lowbit.methods import Method
+from lowbit.methods import Method, _sided
 from lowbit.sides.rank import LowRank
 from lowbit.solvers import damping, grid, ldl, low_rank
 from lowbit.statistics import Stats
@@ -33,9 +31,7 @@ class QERA(Method):
     needs: ClassVar[tuple[str, ...]] = ("second_moment",)
 
     def solve(self, weight: Tensor, stats: Stats, format: Format) -> Quantized:
-        side = sides.get(format.sides[0]) if len(format.sides) == 1 else None
-        if not isinstance(side, LowRank):
-            raise FormatError(f"qera({format}): the format has no low-rank part. Use {format.core}-rank16.")
+        side = _sided.only(LowRank, "qera", format, "low-rank part", "rank16")
         moment = stats.get("second_moment")
         if moment is None or not stats.tokens:
             return grid.unseen(weight, format, "largest singular values kept, rtn(search=mse)")

@@ -17,10 +17,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from lowbit import sides
-from lowbit.core.errors import FormatError
 from lowbit.formats import Format, Quantized
-from lowbit.methods import Method
+from lowbit.methods import Method, _sided
 from lowbit.sides.keep import Keep
 from lowbit.solvers import columns, grid
 from lowbit.statistics import Stats
@@ -37,9 +35,7 @@ class QUIK(Method):
     needs: ClassVar[tuple[str, ...]] = ("second_moment", "max_magnitude")
 
     def solve(self, weight: Tensor, stats: Stats, format: Format) -> Quantized:
-        side = sides.get(format.sides[0]) if len(format.sides) == 1 else None
-        if not isinstance(side, Keep):
-            raise FormatError(f"quik({format}): the format keeps no columns. Use {format.core}-keep64.")
+        side = _sided.only(Keep, "quik", format, "columns beside its grid", "keep64")
         moment, reach = stats.get("second_moment"), stats.get("max_magnitude")
         if moment is None or reach is None or not stats.tokens:
             return grid.unseen(weight, format, "columns of largest weights kept, rtn(search=mse)")

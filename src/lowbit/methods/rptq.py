@@ -17,10 +17,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from lowbit import sides
-from lowbit.core.errors import FormatError
 from lowbit.formats import Format, Quantized
-from lowbit.methods import Method
+from lowbit.methods import Method, _sided
 from lowbit.sides.order import Order
 from lowbit.solvers import grid
 from lowbit.solvers.grid import Problem
@@ -38,9 +36,7 @@ class RPTQ(Method):
     needs: ClassVar[tuple[str, ...]] = ("second_moment", "max_magnitude")
 
     def solve(self, weight: Tensor, stats: Stats, format: Format) -> Quantized:
-        side = sides.get(format.sides[0]) if len(format.sides) == 1 else None
-        if not isinstance(side, Order):
-            raise FormatError(f"rptq({format}): the format has no order. Use {format.core}-order.")
+        side = _sided.only(Order, "rptq", format, "order", "order")
         moment, reach = stats.get("second_moment"), stats.get("max_magnitude")
         if moment is None or reach is None or not stats.tokens:
             return grid.unseen(weight, format, "inputs stay in their order, rtn(search=mse)")

@@ -13,10 +13,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lowbit import sides
-from lowbit.core.errors import FormatError
 from lowbit.formats import Format, Quantized
-from lowbit.methods import Method
+from lowbit.methods import Method, _sided
 from lowbit.sides.rank import LowRank
 from lowbit.solvers import grid, low_rank
 from lowbit.statistics import Stats
@@ -31,9 +29,7 @@ class ZeroQuantV2(Method):
     needs: ClassVar[tuple[str, ...]] = ()
 
     def solve(self, weight: Tensor, stats: Stats, format: Format) -> Quantized:
-        side = sides.get(format.sides[0]) if len(format.sides) == 1 else None
-        if not isinstance(side, LowRank):
-            raise FormatError(f"zeroquant_v2({format}): the format has no low-rank part. Use {format.core}-rank8.")
+        side = _sided.only(LowRank, "zeroquant_v2", format, "low-rank part", "rank8")
         inner = grid.nearest(weight, format.core, search=False)
         left, right = low_rank.factors(weight.float() - inner.decode(), torch.ones_like(weight[0]).float(), side.rank)
         found = Quantized(format, inner.codes, inner.parts | side.hold(left, right), inner.shape, inner.report)
