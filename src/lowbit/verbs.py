@@ -156,7 +156,7 @@ def inspect(model: str, *, device: str | None = None) -> dict[str, Any]:
     """What a folder stores, layer by layer, and which kernel will run each matrix on `device`, with the others' reasons."""
     import torch
 
-    from lowbit import checkpoints
+    from lowbit import checkpoints, kvcache
     from lowbit.checkpoints.folder import Folder
     from lowbit.kernels import dispatch
     from lowbit.layers import replacing
@@ -186,12 +186,14 @@ def inspect(model: str, *, device: str | None = None) -> dict[str, Any]:
             }
         )
     weights = sum(count for _, count in bits.values())
+    beside = (("kv", kvcache.KEY), ("prefix", kvcache.PREFIX))
     return {
         "model": model,
         "quant_method": (stored.config or {}).get("quant_method", "none"),
         "dtype": str(dtype).removeprefix("torch."),
         "bits_per_weight": sum(b for b, _ in bits.values()) / weights if weights else float(8 * dtype.itemsize),
         "bytes": sum(folder.bytes_of(name) for name in folder.names),
+        **{word: folder.settings[key] for word, key in beside if folder.settings.get(key)},
         "layers": layers,
     }
 

@@ -149,6 +149,9 @@ def test_evaluation_layers_and_facts():
     alone = {k: v for k, v in summary(38.1).items() if not k.startswith(("kl", "top1"))}
     assert "–" in drawn(table.evaluation({"model": "m", "bits_per_weight": 16.0, "texts": {"books": alone}}))
     rows = [{"name": "a.b", "format": "int4-g128", "bits": 4.125, "bytes": 76_032, "kernel": "cpu.int4", "reasons": {}}]
+    told = {"activation": "int8-token", "product": "emulated", "kernel": "reference", "format": "int8-row", "name": "c"}
+    assert drawn(table.layers([told])).splitlines()[3].split() == ["c", "int8-row", "int8-token", "reference", "emulated"]
+    assert table.facts({"kv": ["int4", "int8"], "prefix": [0], "layers": [told]}) == "kv: int4, int8\nprefix: 0"
     assert drawn(table.layers(rows)).splitlines()[3].split() == ["a.b", "int4-g128", "cpu.int4", "4.125", "76", "kB"]
     plain = {"model": "m", "bits_per_weight": 4.125, "bytes": 1e6, "layers": []}
     assert table.facts(plain) == "model: m\nbits per weight: 4.125\nbytes: 1 MB"

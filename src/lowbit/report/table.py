@@ -117,10 +117,11 @@ def evaluation(result: Row) -> Table:
 
 
 def layers(rows: Iterable[Row]) -> Table:
-    """A row for each layer: what is known of format, method, bits, bytes, error, kernel."""
-    known = [dict(row) for row in rows]
-    wanted = [c for c in ("format", "method", "kernel", "bits", "bytes", "error") if any(c in row for row in known)]
-    texts = [c for c in wanted if c in {"format", "method", "kernel"}]
+    """A row for each layer: what is known of format, inputs, method, kernel, product, bits, bytes, error."""
+    known = [dict(row) | {"inputs": row.get("activation")} for row in rows]
+    columns = ("format", "inputs", "method", "kernel", "product", "bits", "bytes", "error")
+    wanted = [c for c in columns if any(row.get(c) is not None for row in known)]
+    texts = [c for c in wanted if c in {"format", "inputs", "method", "kernel", "product"}]
     table = blank("layer", *wanted, left=1 + len(texts))
     forms = {"bits": "{:.3f}".format, "bytes": size, "error": "{:.4f}".format}
     for row in known:
@@ -156,8 +157,11 @@ def rows(found: Sequence[Row]) -> Table:
 
 
 def facts(found: Row) -> str:
-    """The entries of a row that are plain values, a line for each."""
-    plain = {key: value for key, value in found.items() if isinstance(value, str | int | float)}
+    """The entries of a row that are plain values, or lists of them, a line for each."""
+    told = {key: value for key, value in found.items() if not isinstance(value, list | dict)}
+    lists = {key: value for key, value in found.items() if isinstance(value, list)}
+    told |= {key: ", ".join(map(str, items)) for key, items in lists.items() if not isinstance(next(iter(items), {}), dict)}
+    plain = {key: told[key] for key in found if isinstance(told.get(key), str | int | float)}
     forms: dict[str, Callable[[Any], str]] = {"bytes": size, "bits_per_weight": "{:.3f}".format}
     return "\n".join(f"{key.replace('_', ' ')}: {forms.get(key, str)(value)}" for key, value in plain.items())
 
