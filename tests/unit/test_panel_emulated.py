@@ -16,9 +16,10 @@ pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not 
 ENTRY = """
 extern "C" void run_rounded(int blocks, const float* base, const float* moved, const float* pull, const int* group,
                             const long long* place, const float* scale, const float* zero, const float* levels, float* codes,
-                            float* values, float* errors, int out, int n, int stride, u32 low, u32 high) {
+                            float* values, float* errors, float* changes, int out, int n, int stride, u32 low, u32 high) {
     run({blocks, 1, 1}, 1, THREADS, [=] {
-        rounded(base, moved, pull, group, place, scale, zero, levels, codes, values, errors, out, n, stride, low, high);
+        rounded(base, moved, pull, group, place, scale, zero, levels, codes, values, errors, changes, out, n, stride, low,
+                high);
     });
 }
 """
@@ -44,7 +45,7 @@ def emulated(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize(
     ("text", "out", "inputs"),
-    [("int4-g32", 70, 288), ("int3-g32-asym", 3, 100), ("int2-row", 65, 130), ("nf4-g64", 5, 64), ("lut2-row", 6, 160)],
+    [("int4-g32", 70, 608), ("int3-g32-asym", 3, 100), ("int2-row", 65, 130), ("nf4-g64", 5, 64), ("lut2-row", 6, 160)],
 )
 @pytest.mark.usefixtures("emulated")
 def test_panels_equal_the_loops(text: str, out: int, inputs: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -222,8 +222,8 @@ def test_a_refit_by_the_kernel_is_that_of_the_solver(monkeypatch: pytest.MonkeyP
     from lowbit.solvers import descent, ldl
 
     torch.manual_seed(0)
-    seen, w = torch.randn(300, 64) @ torch.randn(64, 64), torch.randn(35, 64)
-    moment, grid = seen.T @ seen / 300, formats.parse("int3-g32-asym-fp32").fit(w, search=False)
+    seen, w = torch.randn(900, 576) @ torch.randn(576, 576), torch.randn(35, 576)
+    moment, grid = seen.T @ seen / 900, formats.parse("int3-g32-asym-fp32").fit(w, search=False)
     codes = grid.format.dtype.decode(grid.encode(w))
     values = grid.inner(grid.encode(w))
     wanted = descent.refit(w, moment, grid, codes, values)

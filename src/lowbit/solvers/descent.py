@@ -60,10 +60,14 @@ def _by_panel(weight: Tensor, moment: Tensor, kernel: panels.Kernel, codes: Tens
     """`sweep`, a panel of columns in one launch: a column's best value, current + pull / H_kk, falls by move * H_jk / H_kk."""
     current = values.T.contiguous()
     errors = torch.sub(weight.T, current, out=torch.empty_like(current))
-    found = panels.Found(torch.empty_like(current), current, errors)
-    for a in range(0, weight.shape[1], PANEL):
-        b = min(a + PANEL, weight.shape[1])
-        kernel.round(current, moment[a:b] @ found.errors, moment, (a, b), found, up=True)
+    found, inputs = panels.Found(torch.empty_like(current), current, errors), weight.shape[1]
+    changes = torch.empty_like(current[: panels.FAR])
+    for start, stop in panels.parts(inputs, panels.FAR):
+        slope = moment[start:stop] @ errors
+        for a, b in panels.parts(stop, panels.PANEL, start):
+            here, before = slope[a - start : b - start], changes[: a - start]
+            moved = torch.addmm(here, moment[a:b, start:a], before) if a > start else here
+            kernel.round(current, moved, moment, (a, b), found, changes[a - start : b - start])
     return kernel.codes(found.codes), current.T.contiguous()
 
 

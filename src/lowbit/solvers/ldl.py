@@ -63,10 +63,13 @@ def _by_step(x: Tensor, lower: Tensor, columns: Tensor, codec: Codec) -> tuple[T
 def _by_panel(x: Tensor, lower: Tensor, kernel: panels.Kernel) -> tuple[Tensor, Tensor]:
     """As `_by_step`, a panel of columns in one launch."""
     found = panels.Found(torch.empty_like(x), torch.empty_like(x), torch.empty_like(x))
-    for b in range(x.shape[0], 0, -PANEL):
-        a = max(b - PANEL, 0)
-        moved = torch.addmm(x[a:b], lower[b:, a:b].T, found.errors[b:])
-        kernel.round(x, moved, lower, (a, b), found)
+    for start, stop in reversed([*panels.parts(x.shape[0], panels.FAR)]):
+        far = torch.addmm(x[start:stop], lower[stop:, start:stop].T, found.errors[stop:])
+        for a, b in reversed([*panels.parts(stop, panels.PANEL, start)]):
+            moved = far[a - start : b - start]
+            if b < stop:
+                moved = torch.addmm(moved, lower[b:stop, a:b].T, found.errors[b:stop])
+            kernel.round(x, moved, lower, (a, b), found)
     return kernel.codes(found.codes), found.values
 
 

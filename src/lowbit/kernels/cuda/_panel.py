@@ -30,19 +30,20 @@ def refusal(weight: Tensor) -> str:
 
 def rounded(
     base: Tensor, moved: Tensor, pull: Tensor, first: int, group: Tensor, place: Tensor, scale: Tensor, zero: Tensor | None,
-    ends: tuple[float, float], levels: Tensor | None, to: tuple[Tensor, Tensor, Tensor], up: bool,
+    ends: tuple[float, float], levels: Tensor | None, to: tuple[Tensor, Tensor, Tensor], changes: Tensor | None,
 ) -> None:  # fmt: skip
     """Round n rows, at most COLUMNS, of the transposed matrix `base` [in, out], from row `first` on.
 
-    moved [n, out]: what is to be rounded before the panel's own errors are known; up: (E H) of these rows instead. pull [n, n]:
-    of L, H = L D LT, or of H itself if up. group int32, place int64 [in]: rows of scale and zero [G, out], and of codes. ends,
-    levels: as of lowbit.kernels.triton.panel. to: codes, values, errors [in, out]; errors are added to if up.
+    moved [n, out]: what is to be rounded before the panel's own errors are known; for descent (E H) of these rows instead. pull
+    [n, n]: of L, H = L D LT; for descent of H itself. group int32, place int64 [in]: rows of scale and zero [G, out], and of
+    codes. ends, levels: as of lowbit.kernels.triton.panel. to: codes, values, errors [in, out]. changes [n, out]: for descent,
+    gets what is added to the errors.
     """
     pull = pull if pull.stride(1) == 1 else pull.contiguous()  # a factor lies column by column
     n, out, start = len(pull), base.shape[1], 4 * first * base.shape[1]
     count = 0 if levels is None else len(levels)
     macros = (
-        ("HALF", 0), ("NT", 0), ("UP", int(up)), ("ZERO", int(zero is not None)), ("LEVELS", count),
+        ("HALF", 0), ("NT", 0), ("UP", int(changes is not None)), ("ZERO", int(zero is not None)), ("LEVELS", count),
         ("BY_ROW", int(levels is not None and levels.dim() == 2)), ("DEPTH", max(count - 1, 0).bit_length()),
         ("THREADS", THREADS),
     )  # fmt: skip
@@ -50,8 +51,8 @@ def rounded(
     address = _product.address
     arguments = (
         _at(base, start), address(moved), address(pull), _at(group, 4 * first), _at(place, 8 * first), address(scale),
-        address(zero), address(levels), address(codes), _at(values, start), _at(errors, start), out, n, pull.stride(0),
-        *map(_build.float_bits, ends),
+        address(zero), address(levels), address(codes), _at(values, start), _at(errors, start), address(changes), out, n,
+        pull.stride(0), *map(_build.float_bits, ends),
     )  # fmt: skip
     _build.kernel("panel.cu", "rounded", macros, base.device.index or 0).launch((-(-out // THREADS), 1, 1), THREADS, arguments)
 

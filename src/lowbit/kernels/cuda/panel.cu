@@ -29,14 +29,15 @@ INLINE float nearest(float unit, const float* levels, int row, int out, float lo
     return levels[BY_ROW ? place * out + row : place];
 }
 
-// base, moved, values, errors: the n rows of this panel; base and values may be the same. errors: base - values (UP: added).
+// base, moved, values, errors: the n rows of this panel; base and values may be the same. errors: base - values (UP: added, and
+// what was added is in changes).
 // pull: its element [k][j] is what the error of column k adds to x of column j; rows are `stride` apart. UP: x of column j is
 // base + moved / pull[j][j] and what `moved` is, pull adds to. group: row of scale and zero, place: row of codes, for each column.
 extern "C" __global__ void __launch_bounds__(THREADS) rounded(
     const float* base, const float* __restrict__ moved, const float* __restrict__ pull, const int* __restrict__ group,
     const long long* __restrict__ place, const float* __restrict__ scale, const float* __restrict__ zero,
-    const float* __restrict__ levels, float* codes, float* values, float* errors, int out, int n, int stride, u32 low_bits,
-    u32 high_bits) {
+    const float* __restrict__ levels, float* codes, float* values, float* errors, float* changes, int out, int n, int stride,
+    u32 low_bits, u32 high_bits) {
     __shared__ float4 near[COLUMNS][QUADS];                  // the columns of one part of `pull`
     __shared__ float lost[COLUMNS - PART][THREADS];          // errors of the parts before
     __shared__ float inverse[PART];
@@ -99,11 +100,14 @@ extern "C" __global__ void __launch_bounds__(THREADS) rounded(
             }
         }
 #pragma unroll
-        for (int k = 0; k < PART; ++k) {                     // nothing is read where stores would hold it up
+        for (int k = 0; k < PART; ++k) {
             const int column = first + k;
             if (UP ? first < COLUMNS - PART : first >= PART) lost[UP ? column : column - PART][thread] = w[k];
-            if (UP && column < n) w[k] += errors[column * out + row];
+            if (UP && column < n && inside) changes[column * out + row] = w[k];
         }
+#pragma unroll
+        for (int k = 0; k < PART; ++k)                       // all at once: nothing is read between stores
+            if (UP && first + k < n) w[k] += errors[(first + k) * out + row];
 #pragma unroll
         for (int k = 0; k < PART; ++k) {
             const int column = first + k, at = column * out + row;

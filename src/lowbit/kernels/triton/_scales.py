@@ -3,7 +3,7 @@
 In / Out  x [groups, N] float32, importance [groups of a row, N] -> scale (and zero) [groups] float32, as they can be stored.
 Idea      What lowbit.formats._search does with a pass over memory for each candidate: codes at the candidate, its own best
           scale by the parabola of the loss, rounded to what is stored; the best of all, refitted. A program holds its groups.
-          refit: codes stay; one product and one launch a group do what lowbit.solvers.descent does in thirty.
+          refit: codes stay; one small product and one launch a group do what lowbit.solvers.descent does in thirty.
 Source    lowbit/formats/_search.py, symmetric.py and asymmetric.py are the law.
 Traps     Of two extremes of the same size the sign of the plain scale is open; both signs are tried. Sums have another order,
           so of two candidates that lose the same the other one may win.
@@ -18,6 +18,8 @@ ELEMENTS = 2048
 """Weights that a program of the search holds."""
 ROWS = 32
 """Rows that a program refits."""
+FAR = 512
+"""Columns that get what all errors add to them by one product."""
 
 
 @triton.jit
@@ -88,10 +90,11 @@ def searched(
 
 @triton.jit
 def refitted(
-    units, pulled, errors, curve, scale, OUT, N: tl.constexpr, BR: tl.constexpr, TYPE: tl.constexpr, LEAST: tl.constexpr,
-    MOST: tl.constexpr,
+    units, pulled, errors, changes, curve, scale, OUT, N: tl.constexpr, BR: tl.constexpr, TYPE: tl.constexpr,
+    LEAST: tl.constexpr, MOST: tl.constexpr,
 ):  # fmt: skip
-    """Grid (programs of BR rows,). The scale of one group of N columns of every row, and what the errors then are."""
+    """Grid (programs of BR rows,). The scale of one group of N columns of every row, what the errors then are, and by how much
+    they change."""
     r, n = tl.program_id(0) * BR + tl.arange(0, BR), tl.arange(0, N)
     inside = r < OUT
     at = n[:, None] * OUT + r[None, :]
@@ -102,6 +105,7 @@ def refitted(
     move = _stored(tl.where(bend > 0, old + gain / bend, old), TYPE, LEAST, MOST) - old
     move = tl.where(move * (move * bend - 2 * gain) < 0, move, 0.0)
     tl.store(scale + r, old + move, mask=inside)
+    tl.store(changes + at, -u * move[None, :], mask=keep)
     tl.store(errors + at, tl.load(errors + at, mask=keep, other=0.0) - u * move[None, :], mask=keep)
 
 
@@ -135,9 +139,17 @@ def refit(units: Tensor, moment: Tensor, errors: Tensor, scale: Tensor, stored: 
     blocks = moment.view(groups, n, groups, n).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
     grouped = units.view(groups, n, out)
     curve = (grouped * torch.bmm(blocks, grouped)).sum(1)
-    for g in range(groups):
-        part = slice(g * n, g * n + n)
-        refitted[(-(-out // ROWS),)](
-            units[part], moment[part] @ errors, errors[part], curve[g], scale[g], out, N=n, BR=ROWS, TYPE=TYPES[stored[0]],
-            LEAST=stored[1], MOST=stored[2],
-        )  # fmt: skip
+    together = max(1, FAR // n)
+    changes = torch.empty_like(units[: together * n])
+    for first in range(0, groups, together):
+        start, last = first * n, min(first + together, groups)
+        far = moment[start : last * n] @ errors
+        for g in range(first, last):
+            part, near = slice(g * n, g * n + n), slice(g * n - start, g * n - start + n)
+            pulled = far[near]
+            if g > first:
+                pulled = torch.addmm(pulled, moment[part, start : g * n], changes[: near.start])
+            refitted[(-(-out // ROWS),)](
+                units[part], pulled, errors[part], changes[near], curve[g], scale[g], out, N=n, BR=ROWS, TYPE=TYPES[stored[0]],
+                LEAST=stored[1], MOST=stored[2],
+            )  # fmt: skip
