@@ -182,8 +182,8 @@ class Prefixing(Protocol):
     """A method that chooses tokens to begin every sequence, whose keys and values become constants."""
 
     def prefix(self, tokens: Tensor, reach: Sequence[Tensor], first: int) -> tuple[int, ...]:
-        """Their ids. tokens [windows, length]; reach: greatest |x| that enters the down projection of each block, of each
-        token; first: what texts begin with."""
+        """Their ids. tokens [windows, length]; reach: greatest |x| of each token before the down projection of each block
+        (of experts: behind the block); first: what texts begin with."""
 
 
 @dataclass

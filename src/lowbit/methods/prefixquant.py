@@ -1,12 +1,11 @@
-"""prefixquant - the few tokens whose activations tower over all others stand in front of every sequence, their keys and values
-kept as the original gives them: what is left suits one static scale.
+"""prefixquant - tokens whose activations tower over all others begin every sequence, their keys and values kept as constants.
 
 In / Out  calibration tokens, how far each reaches in every block -> the tokens of the prefix. Their keys and values are stored
           with the layers that give them; static scales never see them. Follow it by a solver and `act`:
           prefixquant + gptq(int8-row) + act(int8-tensor, static=true).
 Idea      A sequence's first token, and in some models the first "." or line break, is a sink: attention rests on it, its
-          activations are 20 to 1000 times the median, always the same. As a prefix it is computed once, in floats, and there is
-          no second one behind it.
+          activations are 20 to 1000 times the median, always the same. As a prefix it is computed once, in floats; there is
+          no second one behind it, and what is left suits one static scale.
 Source    PrefixQuant (2410.05265), sections 3 and 4: inputs of down projections, beyond 64 times the median of a sequence;
           as many tokens as there are outliers in a sequence, the most frequent ones, beginning-of-text last.
 Defaults  beyond 20 (the paper: 64), as the bundled model's first token reaches 27 times the median, no other more than 6.

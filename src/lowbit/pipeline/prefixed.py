@@ -1,9 +1,9 @@
 """prefixed - the tokens that begin every sequence of a run, and what enters each block of them.
 
-Idea      A few windows pass the blocks of the original once, to see which tokens stand out; a method chooses; the chosen ones
-          pass the blocks once more. What enters a block of them gives, with the block's weights as transforms left them, the
-          keys and values that its file holds as constants. Both passes are kept in the work folder, so that a resumed run reads
-          the same bytes.
+Idea      A few windows pass the blocks of the original once, to see which tokens stand out before down (in blocks of experts,
+          which part the tokens among them, in what leaves the block); a method chooses; the chosen ones pass the blocks once
+          more. What enters a block of them gives, with the block's weights as transforms left them, the keys and values that
+          its file holds as constants. Both passes are kept in the work folder, so that a resumed run reads the same bytes.
 """
 
 import fnmatch
@@ -58,13 +58,13 @@ def method_of(plan: Plan) -> Prefixing | None:
 
 
 def check(source: Source, plan: Plan) -> None:
-    """Raise ArchitectureError where a prefix is asked for and nothing says what gives keys and values, or down its inputs."""
+    """Raise ArchitectureError where a prefix is asked for and nothing says what gives keys and values."""
     if method_of(plan) is None:
         return
     for index, block in enumerate(source.blocks):
-        if not prefix_linears(name for name, _ in block.named_modules()) or not _downs(source, block):
+        if not prefix_linears(name for name, _ in block.named_modules()):
             where = f"{type(block).__name__} ({source.prefix(index)})"
-            fact = "has no linears of keys and values, or no single down projection, by the names that are known"
+            fact = "has no linears of keys and values by the names that are known"
             raise ArchitectureError(f"prefixquant: {where} {fact}. Leave this step out.")
 
 
@@ -94,10 +94,11 @@ def _find(source: Source, method: Prefixing, outer: Any, tokens: Tensor, reading
     hidden, kwargs = outer.enter(tokens), outer.kwargs(tokens.shape[1])
     for index in range(len(source.blocks)):
         module = reading.block(index)
-        down = module.get_submodule(_downs(source, module)[0])
-        hook = down.register_forward_pre_hook(lambda _, args: reach.append(args[0].abs().amax(-1).float()))
+        seen: list[Tensor] = []
+        for name in _downs(source, module)[:1]:
+            module.get_submodule(name).register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0]))
         hidden = first(module(hidden, **kwargs[index]))
-        hook.remove()
+        reach.append((seen or [hidden])[0].abs().amax(-1).float())
     ids = torch.tensor(method.prefix(tokens, reach, int(begin or 0)))
     found, state, kwargs = {"ids": ids}, outer.enter(ids[None]), outer.kwargs(len(ids))
     for index in range(len(source.blocks)):
