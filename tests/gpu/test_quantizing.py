@@ -8,6 +8,7 @@ import torch
 import lowbit
 from lowbit import checkpoints, formats
 from lowbit.checkpoints import Folder
+from lowbit.checkpoints.folder import shard as shards
 from lowbit.kernels import scales
 from lowbit.solvers import grid
 from lowbit.statistics import second_moment
@@ -15,6 +16,16 @@ from lowbit.testing._tiny import tiny
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
 TOKENIZER = Path(__file__).parents[2] / "models" / "lowbit-tiny"
+
+
+def test_tensors_come_to_the_gpu_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "TOGETHER", 10_000)
+    wanted = {"long": torch.randn(300, 777).bfloat16(), "short": torch.arange(5), "none": torch.empty(0, 3)}
+    checkpoints.write_shard(tmp_path / "a.safetensors", wanted)
+    with checkpoints.Shard(tmp_path / "a.safetensors") as shard:
+        for name, value in wanted.items():
+            found = shard.tensor(name, torch.device("cuda"))
+            assert found.is_cuda and torch.equal(found.cpu(), value)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])

@@ -84,28 +84,30 @@ class Shard:
         return self.read(name, self.entries[name], device)
 
     def read(self, name: str, entry: Entry, device: torch.device | None = None) -> Tensor:
-        """What lies where `entry` says, in memory of its own. name: for errors. device: where it goes, default the CPU.
-
-        On its way to a GPU it passes pinned memory, which torch keeps for the next tensors: no page of it is new each time.
-        """
+        """What lies where `entry` says, in memory of its own. name: for errors. device: where it goes, default the CPU."""
         gpu = device is not None and device.type == "cuda"
-        buffer = torch.empty(entry.stop - entry.start, dtype=torch.uint8, pin_memory=gpu)
-        view = _memory(buffer)
-        pieces = [slice(a, min(a + TOGETHER, len(view))) for a in range(0, len(view), TOGETHER)]
-        fill = functools.partial(self._fill, name, entry, view)
-        for _ in _readers().map(fill, pieces) if len(pieces) > 1 else map(fill, pieces):
-            pass  # what a reader raises is raised here
-        found = buffer.view(entry.dtype).view(entry.shape) if len(view) else torch.empty(entry.shape, dtype=entry.dtype)
-        return found if device is None else found.to(device, non_blocking=gpu)
+        found = torch.empty(entry.stop - entry.start, dtype=torch.uint8, device=device if gpu else "cpu")
+        pieces = [slice(a, min(a + TOGETHER, len(found))) for a in range(0, len(found), TOGETHER)]
+        read = functools.partial(self._piece, name, entry, found)
+        for piece, buffer in zip(pieces, (_readers().map if len(pieces) > 1 else map)(read, pieces), strict=True):
+            if buffer is not None:
+                found[piece].copy_(buffer, non_blocking=True)
+        found = found.view(entry.dtype).view(entry.shape) if len(found) else found.to(entry.dtype).view(entry.shape)
+        return found if device is None else found.to(device)
 
-    def _fill(self, name: str, entry: Entry, view: memoryview, piece: slice) -> None:
-        """Read one piece of a tensor into its place."""
-        position = piece.start
-        while position < piece.stop:
-            read = os.preadv(self._file.fileno(), [view[position : piece.stop]], entry.start + position)
+    def _piece(self, name: str, entry: Entry, found: Tensor, piece: slice) -> Tensor | None:
+        """Read one piece of the bytes `found`: into them, or, when they are on a GPU, into pinned memory, which is returned.
+
+        torch keeps that for the next pieces: no page of it is new each time, and it is never as large as a tensor.
+        """
+        pinned = torch.empty(piece.stop - piece.start, dtype=torch.uint8, pin_memory=True) if found.is_cuda else None
+        view, position = _memory(found[piece] if pinned is None else pinned), 0
+        while position < len(view):
+            read = os.preadv(self._file.fileno(), [view[position:]], entry.start + piece.start + position)
             if read == 0:
                 raise CheckpointError(f"{self.path} ends early, in {name}: it was cut while being read. Copy it again.")
             position += read
+        return pinned
 
     def close(self) -> None:
         self._file.close()
