@@ -39,13 +39,15 @@ def pointer(tensor: Tensor | None) -> ctypes.c_void_p:
     return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
 
 
-# one of each: narrow and wide products, a split over a cluster, spans of x, every width, group, zero and type; ragged shapes
+# one of each: narrow and wide products, blocks as tall as each other, a split over a cluster, spans of x, every width, group, zero and type; ragged shapes
 CASES = [
     ("int4-g128", torch.bfloat16, 40, 640, 1, Tiles(2, 1, 2, 1, 3)),
     ("int4-g32-asym", torch.float16, 72, 672, 3, Tiles(1, 2, 1, 2, 3, 2)),
     ("int4-g128", torch.bfloat16, 80, 1280, 13, Tiles(1, 4, 2, 2, 3, 2, True)),
     ("int3-g64-asym", torch.bfloat16, 72, 704, 20, Tiles(1, 4, 1, 2, 2, 1, True)),
     ("int3-g128", torch.bfloat16, 120, 512, 1, Tiles(1, 7, 2, 1, 4)),
+    ("int4-g128", torch.bfloat16, 225, 768, 1, Tiles(1, 7, 4, 1, 2)),
+    ("int2-g64-asym", torch.float16, 48, 2304, 2, Tiles(1, 2, 16, 1, 2)),
     ("int3-row-asym", torch.float16, 48, 392, 2, Tiles(1, 1, 2, 1, 3)),
     ("int2-row", torch.bfloat16, 64, 520, 9, Tiles(2, 1, 2, 1, 2)),
     ("int2-g64-asym", torch.bfloat16, 40, 640, 1, Tiles(1, 3, 1, 1, 6)),

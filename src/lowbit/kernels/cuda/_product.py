@@ -58,7 +58,7 @@ class Tiles:
 
 def tiles(kind: Kind, tokens: int, rows: int, chunks: int) -> Tiles:
     """The cut for a product of so many tokens, rows and chunks of 128 columns: the first that fits into shared memory."""
-    wanted = _bytes(tokens, rows, chunks) if kind.inputs else _halves(tokens, rows, chunks)
+    wanted = _bytes(tokens, rows, chunks) if kind.inputs else _halves(kind, tokens, rows, chunks)
     if wanted.wide and not kind.groups:
         wanted = replace(wanted, scaled=False)
     cuts = [wanted, *(replace(wanted, stages=stages, span=stages - 1) for stages in (wanted.stages, 3, 2))]
@@ -71,10 +71,26 @@ def _slices(rows: int, chunks: int) -> int:
     return max(n for n in (1, 2, 4, 8) if n <= max(1, min(PROCESSORS // rows, chunks // 4)))
 
 
-def _halves(tokens: int, rows: int, chunks: int) -> Tiles:
+def _one_each(kind: Kind, rows: int, chunks: int) -> Tiles | None:
+    """Up to 8 tokens: a block on each multiprocessor, all as tall as each other, of 20 to 32 warps. None: too few or too many
+    rows for that, or codes whose cuts have not been tried. Where two narrow blocks lie on one that need few bytes, they are better.
+    """
+    beside = -(-rows // (16 * PROCESSORS))
+    if not 2 <= beside <= 8 or kind.bits > 4 or kind.codec or kind.table:
+        return None
+    if beside == 2 and kind.bits < 4 and chunks <= 64:
+        return Tiles(1, 1, 16, 1, 2)
+    along = max(n for n in (4, 8, 16) if beside * n <= 32)
+    return Tiles(1, beside, along, 1, 2 if beside * along >= 28 else 3)
+
+
+def _halves(kind: Kind, tokens: int, rows: int, chunks: int) -> Tiles:
     """Up to 8 tokens: about a block of 16 or 32 rows on each multiprocessor. More: taller blocks, since each reads its x."""
     long = chunks > 64
     if tokens <= 8:
+        found = _one_each(kind, rows, chunks)
+        if found and shared_bytes(kind, tokens, chunks, found) <= SHARED:
+            return found
         blocks = -(-rows // 32)
         if blocks <= PROCESSORS // 2:
             return Tiles(1, 1, 8, 2 if chunks >= 16 else 1, 5)
