@@ -108,28 +108,32 @@ def test_linear_cu(
     torch.testing.assert_close(decoded.float(), q.decode(), rtol=2**-7 if dtype == torch.bfloat16 else 2**-10, atol=1e-7)
 
 
-@pytest.mark.parametrize(("bits", "rows", "inputs", "tokens", "how"), [
-    (2, 48, 272, 1, Tiles(2, 1, 2, 1, 2)), (3, 64, 416, 20, Tiles(1, 4, 1, 2, 2, 1, True)),
-    (4, 32, 128, 9, Tiles(1, 1, 2, 1, 2)), (3, 16, 144, 3, Tiles(1, 1, 2, 1, 2)),
+@pytest.mark.parametrize(("bits", "dtype", "rows", "inputs", "tokens", "how"), [
+    (2, torch.bfloat16, 48, 272, 1, Tiles(2, 1, 2, 1, 2)), (3, torch.bfloat16, 64, 416, 20, Tiles(1, 4, 1, 2, 2, 1, True)),
+    (4, torch.bfloat16, 32, 128, 9, Tiles(1, 1, 2, 1, 2)), (3, torch.float16, 16, 144, 3, Tiles(1, 1, 2, 1, 2)),
+    (2, torch.float16, 32, 640, 8, Tiles(1, 1, 1, 1, 2, 1)), (4, torch.bfloat16, 112, 256, 2, Tiles(1, 7, 2, 1, 2)),
 ])  # fmt: skip
-def test_linear_cu_with_trellis_codes(tmp_path: Path, bits: int, rows: int, inputs: int, tokens: int, how: Tiles) -> None:
+def test_linear_cu_with_trellis_codes(
+    tmp_path: Path, bits: int, dtype: torch.dtype, rows: int, inputs: int, tokens: int, how: Tiles
+) -> None:
     format = formats.parse(f"trellis{bits}-plain")
     codes = torch.randint(0, 1 << bits, format.codes_shape((rows, inputs)), dtype=torch.uint8)
     q = formats.Quantized(format, codes, {"scale": torch.tensor([[0.37]])}, (rows, inputs))
     packed, parts = packing.split(format, packing.pack(q), q.shape)
-    assert not trellis.refusal(format, q.shape, torch.bfloat16)
+    assert not trellis.refusal(format, q.shape, dtype)
     prepared = trellis.prepare(format, packed, parts, q.shape)
     again, scale = trellis.restore(prepared, format, q.shape)
     assert torch.equal(again, packed) and torch.equal(scale["scale"], parts["scale"])
-    library, chunks = compiled(tmp_path, trellis.kind(format), torch.bfloat16, how, tokens), prepared["low"].shape[1]
+    library, chunks = compiled(tmp_path, trellis.kind(format), dtype, how, tokens), prepared["low"].shape[1]
     weights = [pointer(prepared.get(name)) for name in ("low", "high", "none")]
-    x = torch.randn(tokens, inputs).half()
-    exact = x.double() * trellis.LESS @ q.decode().double().T
+    x = torch.randn(tokens, inputs).to(dtype)
+    given = x if trellis.takes_as_it_is(tokens, how) else trellis._less(x)
+    exact = x.double() @ q.decode().double().T
     grid, (span, _) = _product.grid(tokens, rows, how), _product.spans(chunks, how)
     part = torch.full((math.prod(grid) * 128 * _product.eights(tokens) * how.high * how.beside,), float("nan"))
-    count, y = torch.zeros(grid[0], dtype=torch.int32), torch.full((tokens, rows), float("nan"), dtype=torch.bfloat16)
+    count, y = torch.zeros(grid[0], dtype=torch.int32), torch.full((tokens, rows), float("nan"), dtype=dtype)
     ends = (pointer(y), pointer(prepared["scale"]), pointer(part), pointer(count))
-    library.run_product(*grid, pointer(x), *weights, *ends, tokens, rows, inputs, chunks, span)
+    library.run_product(*grid, pointer(given), *weights, *ends, tokens, rows, inputs, chunks, span)
     assert float((y.double() - exact).norm() / exact.norm()) < 3e-3
     decoded = torch.full((rows, inputs), float("nan"), dtype=torch.float16)
     library.run_matrix(-(-chunks // 4), -(-rows // 16), *weights, None, pointer(decoded), rows, inputs, chunks)

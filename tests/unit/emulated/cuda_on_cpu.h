@@ -344,6 +344,29 @@ static void multiply(Sum (&d)[4], const u32* a, u32 b0, u32 b1) {
     meet(w.barrier);
     rows_times(&d, 1, a, [&](int k, int n) { return w.words[n % 8 * 4 + k % 4][4 + k / 4]; });
 }
+// the product of bytes in full: which sums a lane gets follows from the fragments that PTX defines
+struct Ones { u32 low, high; };
+static Ones ones_of(int lane) {
+    const u32 v = lane % 4 == lane / 8 ? 0x01010101u : 0;
+    return lane / 4 % 2 ? Ones{0, v} : Ones{v, 0};
+}
+static void sums_of_bytes(u32 (&d)[4], const u32* a, Ones ones, u32 start) {
+    Warp& w = warp_of();
+    const int lane = lane_of();
+    const u32 fragment[6] = {a[0], a[2], a[1], a[3], ones.low, ones.high};
+    for (int i = 0; i < 6; i++) w.words[lane][i] = fragment[i];
+    meet(w.barrier);
+    for (int j = 0; j < 4; j++) {
+        const int row = lane / 4 + j / 2 * 8, column = lane % 4 * 2 + j % 2;
+        d[j] = start;
+        for (int k = 0; k < 32; k++) {
+            const u32 left = w.words[row % 8 * 4 + k % 16 / 4][row / 8 + k / 16 * 2] >> k % 4 * 8 & 255;
+            const u32 right = w.words[column * 4 + k % 16 / 4][4 + k / 16] >> k % 4 * 8 & 255;
+            d[j] += left * right;
+        }
+    }
+    meet(w.barrier);
+}
 #if NT
 static void run_wide(Wide& p) {
     for (int i = 0; i < NT; i++)

@@ -73,10 +73,11 @@ def _slices(rows: int, chunks: int) -> int:
 
 def _one_each(kind: Kind, rows: int, chunks: int) -> Tiles | None:
     """Up to 8 tokens: a block on each multiprocessor, all as tall as each other, of 20 to 32 warps. None: too few or too many
-    rows for that, or codes whose cuts have not been tried. Where two narrow blocks lie on one that need few bytes, they are better.
+    rows for that, or more bits. Of two tiles a multiprocessor, blocks of one are better where bytes are few or decoding is long.
     """
     beside = -(-rows // (16 * PROCESSORS))
-    if not 2 <= beside <= 8 or kind.bits > 4 or kind.codec or kind.table:
+    decoding = kind.codec or kind.table
+    if not 2 <= beside <= 8 or kind.bits > 4 or (decoding and beside == 2):
         return None
     if beside == 2 and kind.bits < 4 and chunks <= 64:
         return Tiles(1, 1, 16, 1, 2)

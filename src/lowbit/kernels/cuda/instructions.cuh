@@ -272,6 +272,18 @@ INLINE void multiply(Sum (&d)[4], const u32* a, u32 b0, u32 b1) {
         : SUM(d[0]), SUM(d[1]), SUM(d[2]), SUM(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
+// d[i] = start + the sum of the four bytes of a[i], by a product that multiplies them with ones: column 2c of the right operand takes
+// bytes 4c .. 4c + 3 of a row, column 2c + 1 those 16 further on, so that a lane gets what it gave. ones: what `ones_of` the lane says
+struct Ones { u32 low, high; };
+INLINE Ones ones_of(int lane) {
+    const u32 v = lane % 4 == lane / 8 ? 0x01010101u : 0;
+    return lane / 4 % 2 ? Ones{0, v} : Ones{v, 0};
+}
+INLINE void sums_of_bytes(u32 (&d)[4], const u32* a, Ones ones, u32 start) {
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.u8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%10,%10,%10};"
+        : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+        : "r"(a[0]), "r"(a[2]), "r"(a[1]), "r"(a[3]), "r"(ones.low), "r"(ones.high), "r"(start));
+}
 
 #if NT
 // Of four warps together, 64 rows: d (+)= a times 16 columns of NT * 8 tokens in shared memory: rows of 128 bytes,

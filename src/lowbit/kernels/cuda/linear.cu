@@ -83,6 +83,11 @@ struct Source {
     }
 };
 
+// CODEC: a pair of x in its own type -> a sixteenth of it, in halves
+INLINE u32 sixteenths(u32 pair) {
+    return OUT ? pair_of_halves(low_half(pair) * 0.0625f, high_half(pair) * 0.0625f) : mul2(pair, 0x2C002C00u);
+}
+
 // where 16 bytes of x lie in shared memory: block of 64 columns (`block` bytes each), token, eighth of the block
 INLINE u32 x_place(int index, int block, int token, int eighth) { return index * block + token * 128 + ((eighth ^ (token & 7)) << 4); }
 
@@ -98,7 +103,7 @@ struct CopyX {
         from = x + (size_t)(NT == 1 ? 0 : token) * inputs * 2 + (NT == 1 ? 0 : v * 16);
         to = shared + (NT == 1 || THREADS % 128 ? 0 : x_place(v / 8, block, token, v % 8));
     }
-    // Few tokens, all chunks: by reads, so that nobody waits for the weights that are on their way
+    // Few tokens, all chunks: by reads, so that nobody waits for the weights that are on their way. CODEC: x comes as it is
     INLINE void now(u8* shared, int chunk, int chunks) const {
         constexpr int AT_ONCE = 4;
         for (int i = threadIdx.x; i < tokens * chunks * 16; i += AT_ONCE * THREADS) {
@@ -111,6 +116,7 @@ struct CopyX {
                 place[k] = x_place(piece / 8, block, t, piece % 8);
                 const bool there = t < tokens && column < inputs;
                 v[k] = there ? *(const uint4*)(from + ((size_t)t * inputs + column) * 2) : uint4{0, 0, 0, 0};
+                if (CODEC) v[k] = {sixteenths(v[k].x), sixteenths(v[k].y), sixteenths(v[k].z), sixteenths(v[k].w)};
             }
 #pragma unroll
             for (int k = 0; k < AT_ONCE; k++)

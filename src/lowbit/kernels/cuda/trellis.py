@@ -105,10 +105,9 @@ def linear(x: Tensor, prepared: dict[str, Tensor], format: Format, shape: tuple[
     """x [tokens, in] -> y [tokens, out] of x's type. Raises ShapeError when x does not fit."""
     if x.shape[-1] != shape[1]:
         raise ShapeError(f"linear of {shape[0]}x{shape[1]}: x has {x.shape[-1]} inputs. Give x [tokens, {shape[1]}].")
-    less = torch.empty(x.shape, dtype=torch.float16, device=x.device)
-    torch.mul(x, 1 / LESS, out=less)
     if x.shape[0] <= _product.DECODE_TOKENS:
-        return product(less, prepared, format, shape, x.dtype)
+        return product(x.contiguous(), prepared, format, shape)
+    less = _less(x)
     if _prefill.refusal() or not _prefill.pays(x.shape[0], shape[0], prepared["low"].shape[1]):
         y = torch.nn.functional.linear(less, matrix(prepared, format, shape))
         return (y.float() * prepared["scale"]).to(x.dtype)
@@ -118,12 +117,23 @@ def linear(x: Tensor, prepared: dict[str, Tensor], format: Format, shape: tuple[
 
 
 def product(
-    x: Tensor, prepared: dict[str, Tensor], format: Format, shape: tuple[int, int], dtype: torch.dtype, how: Tiles | None = None
+    x: Tensor, prepared: dict[str, Tensor], format: Format, shape: tuple[int, int], how: Tiles | None = None
 ) -> Tensor:
-    """x float16 [tokens, in], a sixteenth of the inputs -> y in one launch."""
-    y = torch.empty(x.shape[0], shape[0], dtype=dtype, device=x.device)
-    _product.launch(x, prepared, y, kind(format), shape, prepared["scale"], how)
+    """x [tokens, in] -> y [tokens, out] in one launch, or after one that takes x to halves."""
+    y = torch.empty(x.shape[0], shape[0], dtype=x.dtype, device=x.device)
+    how = how or _product.tiles(kind(format), x.shape[0], shape[0], prepared["low"].shape[1])
+    given = x if takes_as_it_is(x.shape[0], how) else _less(x)
+    _product.launch(given, prepared, y, kind(format), shape, prepared["scale"], how)
     return y
+
+
+def takes_as_it_is(tokens: int, how: Tiles) -> bool:
+    """Whether the kernel makes halves of x itself, where it passes registers on its way to shared memory."""
+    return _product.eights(tokens) == 1 and not how.span
+
+
+def _less(x: Tensor) -> Tensor:
+    return torch.mul(x, 1 / LESS, out=torch.empty(x.shape, dtype=torch.float16, device=x.device))
 
 
 def matrix(prepared: dict[str, Tensor], format: Format, shape: tuple[int, int]) -> Tensor:

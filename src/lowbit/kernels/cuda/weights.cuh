@@ -97,32 +97,46 @@ INLINE u32 pair_of(const Words& words, const Zero& zero) {
     }
 }
 
-// CODEC: the 16 bits that end with code I (0 .. 7) of a lane's bits of tile N of the chunk; `before`: the words of the lane before
+// CODEC: the 16 bits that end with code I (0 .. 7) of a lane's bits of tile N of the chunk; `before`: the words of the lane before.
+// 2 and 4 bits: some begin at bytes of the bits as they are, the others once these are shifted
 template <int N>
 INLINE void ends(u32 (&state)[8], const Words& own, const Words& before) {
-    u32 low, high = 0;
-    if (BITS == 2) {
-        low = bytes(own.low[N / 2], before.low[N / 2], N % 2 ? 0x7632 : 0x5410);
-    } else if (BITS == 3) {                                  // bytes of `low`: own lowest, own middle and highest, one before
-        low = bytes(own.low[N / 2], own.high[N / 4 * (BITS == 3)], 4 + N % 4 + (N % 2 ? 0x320 : 0x100));
-        low = bytes(low, before.high[N / 4 * (BITS == 3)], 0x4210 + 0x1000 * (N % 4));
-        high = before.low[N / 2] >> (N % 2 * 16) & 0xffff;
-    } else {
-        low = own.low[N % (2 * LOW)], high = before.low[N % (2 * LOW)];
-    }
+    if constexpr (BITS == 2) {
+        const u32 low = bytes(own.low[N / 2], before.low[N / 2], N % 2 ? 0x7632 : 0x5410);
 #pragma unroll
-    for (int i = 0; i < 8; i++) state[i] = (BITS == 2 ? low >> (14 - 2 * i) : shifted(low, high, BITS * (7 - i))) & 0xffff;
+        for (int i = 0; i < 4; i++) {
+            const u32 up = low << (2 * i + 2) % 8;           // from bit 14 - 2 i on, put at bit 16, or from bit 8 on
+            state[i] = i < 3 ? up >> 16 : bytes(up, 0, 0x4421);
+            state[4 + i] = i < 3 ? bytes(up, 0, 0x4421) : up & 0xffff;
+        }
+    } else if constexpr (BITS == 3) {                        // bytes of `low`: own lowest, own middle and highest, one before
+        u32 low = bytes(own.low[N / 2], own.high[N / 4 * (BITS == 3)], 4 + N % 4 + (N % 2 ? 0x320 : 0x100));
+        low = bytes(low, before.high[N / 4 * (BITS == 3)], 0x4210 + 0x1000 * (N % 4));
+        const u32 high = before.low[N / 2] >> (N % 2 * 16) & 0xffff;
+#pragma unroll
+        for (int i = 0; i < 8; i++) state[i] = shifted(low, high, BITS * (7 - i)) & 0xffff;
+    } else {
+        const u32 low = own.low[N % (2 * LOW)], high = before.low[N % (2 * LOW)], up = shifted(low, high, 4);
+        state[0] = shifted(low, high, 28) & 0xffff, state[1] = bytes(low, high, 0x43) & 0xffff;
+        state[2] = up >> 16, state[3] = low >> 16;
+        state[4] = bytes(up, 0, 0x4421), state[5] = bytes(low, 0, 0x4421);
+        state[6] = up & 0xffff, state[7] = low & 0xffff;
+    }
 }
 
 template <int N>
 INLINE void decoded_tile(u32* a, const Words& own, const Words& before) {
+    const Ones ones = ones_of(threadIdx.x % 32);
     u32 state[8];
     ends<N>(state, own, before);
 #pragma unroll
-    for (int p = 0; p < 4; p++) {                            // columns + 8 for p % 2, rows + 8 for p / 2
-        const u32 first = dot_bytes(state[2 * p] * 0x83DCD12Du, 0x01010101u, 0x6400u);
-        const u32 second = dot_bytes(state[2 * p + 1] * 0x83DCD12Du, 0x01010101u, 0x6400u);
-        a[p % 2 * 2 + p / 2] = fma2(bytes(first, second, 0x5410), 0x1EEE1EEEu, 0xC931C931u);
+    for (int i = 0; i < 8; i++) state[i] *= 0x83DCD12Du;
+#pragma unroll
+    for (int half = 0; half < 2; half++) {                   // columns + 8 for i, rows + 8 for half
+        u32 sums[4];
+        sums_of_bytes(sums, state + 4 * half, ones, 0x6400u);
+#pragma unroll
+        for (int i = 0; i < 2; i++) a[i * 2 + half] = fma2(bytes(sums[2 * i], sums[2 * i + 1], 0x5410), 0x1EEE1EEEu, 0xC931C931u);
     }
 }
 
