@@ -52,6 +52,13 @@ def test_a_fragment_lies_where_the_header_says() -> None:
     assert (int(word) >> (4 * (2 * p + half) + 16 * e)) & 15 == codes[row, column]
 
 
+def test_places_in_a_table_lie_pair_by_pair() -> None:
+    pairs = torch.randint(0, 16, (2, 1, 32, 32, 2), dtype=torch.uint8)
+    words = fragments._words(fragments._neighbours(pairs), 4)
+    for word, i, e in ((0, 0, 1), (3, 2, 0), (7, 3, 1)):
+        assert (int(words[1, 0, 9, word]) >> (8 * i + 4 * e)) & 15 == pairs[1, 0, 9, 4 * word + i, e]
+
+
 def test_three_bits_lie_where_the_header_says() -> None:
     pairs = torch.randint(0, 8, (1, 1, 32, 32, 2), dtype=torch.uint8)
     words = fragments._spread_words(pairs, 3)[0, 0].long()

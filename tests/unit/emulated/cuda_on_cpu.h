@@ -126,6 +126,7 @@ static u32 each(u32 a, u32 b, F f) {
 static u32 shifted(u32 low, u32 high, int by) { return (u32)(((u64)high << 32 | low) >> by); }
 static u32 and_or(u32 a, u32 mask, u32 b) { return (a & mask) | b; }
 static u32 and_xor(u32 a, u32 mask, u32 b) { return (a & mask) ^ b; }
+static u32 chosen(u32 mask, u32 a, u32 b) { return (mask & a) | (~mask & b); }
 static u32 sub2(u32 a, u32 b) { return each(a, b, [](float x, float y) { return x - y; }); }
 static u32 mul2(u32 a, u32 b) { return each(a, b, [](float x, float y) { return x * y; }); }
 static u32 fma2(u32 a, u32 b, u32 c) {

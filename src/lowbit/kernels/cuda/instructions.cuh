@@ -43,6 +43,11 @@ INLINE u32 and_xor(u32 a, u32 mask, u32 b) {                 // (a & mask) ^ b
     asm("lop3.b32 %0, %1, %2, %3, 0x6a;" : "=r"(v) : "r"(a), "r"(mask), "r"(b));
     return v;
 }
+INLINE u32 chosen(u32 mask, u32 a, u32 b) {                  // bits of a where mask has them, else of b
+    u32 v;
+    asm("lop3.b32 %0, %1, %2, %3, 0xca;" : "=r"(v) : "r"(mask), "r"(a), "r"(b));
+    return v;
+}
 INLINE u32 sub2(u32 a, u32 b) {
     u32 v;
     asm("sub.rn." PAIR " %0, %1, %2;" : "=r"(v) : "r"(a), "r"(b));

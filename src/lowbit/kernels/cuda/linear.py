@@ -8,6 +8,7 @@ Idea      The bytes lie in memory as the tensor cores want them in registers: we
 Layout    Tiles of 16 rows x chunks of 128 columns. Lane 4r + c (r 0..7, c 0..3) holds of rows r and r + 8 the columns
           32u + 16t + 8p + 2c + e (u 0..3, t, p, e 0..1): 32 pairs in order (u, t, p, row half), the pair is e. A word of 32
           bits holds 16 / bits pairs: pair i has e = 0 at bit bits * i, e = 1 at bit 16 + bits * i.
+          Tables: pair i at bits 8 i and 8 i + 4, so that looking up four places in a row gives two pairs.
           low: [tiles, chunks, vectors, lane, 4 words]. 3 and 5 bits: the last two of a lane's words in high: [tiles, chunks,
           lane, 2 words]. 3, 5, 6 bits: as many codes lie whole in half a word as it holds, at bits WHOLE. The last two pairs
           of 3 and 5 bits lie in the bit that is left, SPARE, of 3 and 5 words each, lowest bit first; of 6 bits the last
@@ -94,6 +95,8 @@ def prepare(format: Format, packed: Tensor, parts: dict[str, Tensor], shape: tup
     codes = packing.codes(format, packed, shape)
     pairs = _pairs(codes)
     bits = _bits(format)
+    if _in_table(format):
+        pairs = _neighbours(pairs)
     low, high = _spread_words(pairs, bits) if bits in WHOLE else _words(pairs, bits), None
     if bits % 2:
         low, high = low[..., :-2], low[..., -2:].contiguous()
@@ -123,6 +126,15 @@ def _pairs(codes: Tensor) -> Tensor:
     codes = torch.nn.functional.pad(codes, (0, -inputs % 128, 0, -rows % 16))
     cube = codes.view(codes.shape[0] // 16, 2, 8, codes.shape[1] // 128, 4, 2, 2, 4, 2)  # tile, half, r, chunk, u, t, p, c, e
     return cube.permute(0, 3, 2, 7, 4, 5, 6, 1, 8).reshape(cube.shape[0], cube.shape[3], 32, 32, 2)
+
+
+def _neighbours(pairs: Tensor) -> Tensor:
+    """Pairs of 4 bits [..., 32, 2] such that the codes of a word, which `_words` puts e by e, lie in it pair by pair."""
+    return pairs.reshape(*pairs.shape[:3], 8, 2, 4).transpose(4, 5).reshape(pairs.shape)
+
+
+def _from_neighbours(pairs: Tensor) -> Tensor:
+    return pairs.reshape(*pairs.shape[:3], 8, 4, 2).transpose(4, 5).reshape(pairs.shape)
 
 
 def _from_pairs(pairs: Tensor, shape: tuple[int, int]) -> Tensor:
@@ -200,6 +212,7 @@ def restore(prepared: dict[str, Tensor], format: Format, shape: tuple[int, int])
     low = prepared["low"].transpose(2, 3).flatten(3)
     words = torch.cat([low, prepared["high"]], -1) if "high" in prepared else low
     pairs = _from_spread_words(words, bits) if bits in WHOLE else _from_words(words, bits)
+    pairs = _from_neighbours(pairs) if _in_table(format) else pairs
     meta = prepared["meta"]
     tiles = meta.shape[0]
     fields = meta.view(tiles, -1, 8, meta.shape[-1] // 2, 2).permute(3, 0, 4, 2, 1).reshape(meta.shape[-1] // 2, tiles * 16, -1)

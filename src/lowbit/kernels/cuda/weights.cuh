@@ -140,24 +140,21 @@ INLINE void decoded_tile(u32* a, const Words& own, const Words& before) {
     }
 }
 
-// LUT: the four pairs of a word; table.low: lower bytes of the 16 halves, then their upper bytes
+// LUT: the four pairs of a word, whose places lie in its nibbles in order; table.low: lower bytes of the 16 halves, then their upper bytes
 INLINE void looked_up(u32* a, u32 w, const u32* table) {
     const u32 places = w & 0x77777777u, shifted_up = w << 4;
-    u32 pairs[2][2];                                         // codes 0 .. 3 and 4 .. 7: halves 0 and 1, halves 2 and 3
 #pragma unroll
-    for (int e = 0; e < 2; e++) {
-        const u32 s = e ? places >> 16 : places & 0xffff;
+    for (int e = 0; e < 2; e++) {                            // nibbles 0 .. 3 and 4 .. 7; a choice is its lowest four
+        const u32 four = e ? places >> 16 : places;
         const u32 above = bytes(shifted_up, w, e ? 0xFBEA : 0xD9C8);         // ff where a place is 8 or more: its top bit, spread
         u32 half[2];
 #pragma unroll
         for (int h = 0; h < 2; h++) {
-            const u32 below = bytes(table[4 * h], table[4 * h + 1], s), over = bytes(table[4 * h + 2], table[4 * h + 3], s);
-            half[h] = and_xor(below ^ over, above, below);
+            const u32 below = bytes(table[4 * h], table[4 * h + 1], four), over = bytes(table[4 * h + 2], table[4 * h + 3], four);
+            half[h] = chosen(above, over, below);
         }
-        pairs[e][0] = bytes(half[0], half[1], 0x5140), pairs[e][1] = bytes(half[0], half[1], 0x7362);
+        a[2 * e] = bytes(half[0], half[1], 0x5140), a[2 * e + 1] = bytes(half[0], half[1], 0x7362);
     }
-    a[0] = bytes(pairs[0][0], pairs[1][0], 0x5410), a[1] = bytes(pairs[0][0], pairs[1][0], 0x7632);
-    a[2] = bytes(pairs[0][1], pairs[1][1], 0x5410), a[3] = bytes(pairs[0][1], pairs[1][1], 0x7632);
 }
 
 // the operands of two steps (32 columns, unit U of the chunk) of one tile: a[4 * step + register]. before: CODEC: the words of the
