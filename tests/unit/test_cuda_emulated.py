@@ -39,7 +39,8 @@ def pointer(tensor: Tensor | None) -> ctypes.c_void_p:
     return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
 
 
-# one of each: narrow and wide products, blocks as tall as each other, a split over a cluster, spans of x, every width, group, zero and type; ragged shapes
+# one of each: narrow and wide products, blocks of 7 and 2 tiles, a split over a cluster, spans of x, every width, group, zero
+# and type; ragged shapes
 CASES = [
     ("int4-g128", torch.bfloat16, 40, 640, 1, Tiles(2, 1, 2, 1, 3)),
     ("int4-g32-asym", torch.float16, 72, 672, 3, Tiles(1, 2, 1, 2, 3, 2)),

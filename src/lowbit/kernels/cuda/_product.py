@@ -73,7 +73,7 @@ def _slices(rows: int, chunks: int) -> int:
 
 def _one_each(kind: Kind, rows: int, chunks: int) -> Tiles | None:
     """Up to 8 tokens: a block on each multiprocessor, all as tall as each other, of 20 to 32 warps. None: too few or too many
-    rows for that, or more bits. Of two tiles a multiprocessor, blocks of one are better where bytes are few or decoding is long.
+    rows for that, or more bits. With two tiles a multiprocessor, two blocks are better where bytes are few or decoding is long.
     """
     beside = -(-rows // (16 * PROCESSORS))
     decoding = kind.codec or kind.table

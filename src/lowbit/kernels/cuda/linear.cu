@@ -10,7 +10,7 @@
 // ACT: weights and inputs are bytes, and two bytes are what a half is elsewhere: a column. W is row-major as libraries want it; the
 // operands' columns are x's in another order (see _product.py). Nothing is cut out or scaled before the end.
 //
-// Compiled with the macros of weights.cuh, WIDE, NT tokens / 8, RT, WN warps over rows, WK warps over columns, DEPTH,
+// Compiled with the macros of weights.cuh, NT tokens / 8, RT, WN warps over rows, WK warps over columns, DEPTH,
 // SPANS 0: x comes whole | 1: in spans; ACT 0 | 1 int8 | 2 float8 e4m3 (then BITS 16, GROUP 0).
 
 #include "weights.cuh"

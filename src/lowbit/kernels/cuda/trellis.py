@@ -116,9 +116,7 @@ def linear(x: Tensor, prepared: dict[str, Tensor], format: Format, shape: tuple[
     return y
 
 
-def product(
-    x: Tensor, prepared: dict[str, Tensor], format: Format, shape: tuple[int, int], how: Tiles | None = None
-) -> Tensor:
+def product(x: Tensor, prepared: dict[str, Tensor], format: Format, shape: tuple[int, int], how: Tiles | None = None) -> Tensor:
     """x [tokens, in] -> y [tokens, out] in one launch, or after one that takes x to halves."""
     y = torch.empty(x.shape[0], shape[0], dtype=x.dtype, device=x.device)
     how = how or _product.tiles(kind(format), x.shape[0], shape[0], prepared["low"].shape[1])

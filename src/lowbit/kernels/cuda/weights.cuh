@@ -7,7 +7,7 @@
 //
 // Compiled with: BITS 2|3|4|5|6|8|16, HALF 0 bfloat16 | 1 float16, GROUP units of 32 columns (0: a scale per row), ASYM, SCALED 1: weights
 // are scaled, rounded as decoding rounds them; CODEC 0 | 1 (then BITS 2|3|4, HALF 1, GROUP 0), LUT 0 | 1 (then BITS 4, not ASYM),
-// OUT 0: results are of the type of x | 1: bfloat16.
+// OUT 0: results are of the type of x | 1: bfloat16, WIDE 1: products are wgmma.
 
 #ifndef CODEC
 #define CODEC 0
@@ -124,9 +124,18 @@ INLINE void ends(u32 (&state)[8], const Words& own, const Words& before) {
     }
 }
 
+// 1024 + the sums of the bytes of four words, as halves. Where wgmma holds the tensor cores: by one dot product each
+INLINE void byte_sums(u32 (&sums)[4], const u32* words) {
+    if constexpr (WIDE) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) sums[i] = dot_bytes(words[i], 0x01010101u, 0x6400u);
+    } else {
+        sums_of_bytes(sums, words, ones_of(threadIdx.x % 32), 0x6400u);
+    }
+}
+
 template <int N>
 INLINE void decoded_tile(u32* a, const Words& own, const Words& before) {
-    const Ones ones = ones_of(threadIdx.x % 32);
     u32 state[8];
     ends<N>(state, own, before);
 #pragma unroll
@@ -134,7 +143,7 @@ INLINE void decoded_tile(u32* a, const Words& own, const Words& before) {
 #pragma unroll
     for (int half = 0; half < 2; half++) {                   // columns + 8 for i, rows + 8 for half
         u32 sums[4];
-        sums_of_bytes(sums, state + 4 * half, ones, 0x6400u);
+        byte_sums(sums, state + 4 * half);
 #pragma unroll
         for (int i = 0; i < 2; i++) a[i * 2 + half] = fma2(bytes(sums[2 * i], sums[2 * i + 1], 0x5410), 0x1EEE1EEEu, 0xC931C931u);
     }
