@@ -36,7 +36,9 @@ def kind_of(text: str) -> Kind:
 
 def cuts(kind: Kind, tokens: int, rows: int, chunks: int) -> Iterator[Tiles]:
     """What is worth a try: fits into a block, and fills most of the multiprocessors but not many times over."""
-    narrow = product((1, 2), (1, 2, 4, 7, 8), (1, 2, 4, 8, 16), (1, 2, 4, 8), (2, 3, 5), (0, 2, 3), (False,), (False,))
+    warps = [(beside, along) for beside in range(1, 9) for along in sorted({1, 2, 4, 8, 16, min(16, 32 // beside)})]
+    narrow = ((high, *few, *more) for high, few, more in product(
+        (1, 2), warps, product((1, 2, 4, 8), (2, 3, 5), (0, 2, 3), (False,), (False,))))  # fmt: skip
     wide = product((1,), (4, 8, 16), (1, 2, 4), (1, 2, 4, 8, 16), (2, 3, 4), (0, 1, 2, 4), (True,), (False, True))
     for how in (Tiles(*cut) for cut in (*(narrow if tokens <= 16 else ()), *(wide if tokens > 8 else ()))):
         blocks, threads = -(-rows // (16 * how.high * how.beside)) * how.slices, 32 * how.beside * how.along
@@ -47,7 +49,7 @@ def cuts(kind: Kind, tokens: int, rows: int, chunks: int) -> Iterator[Tiles]:
             continue
         if (how.scaled and not kind.groups) or (how.wide and blocks > 2 * _product.PROCESSORS):
             continue
-        if tokens <= 8 and (how.beside > 2 or how.slices > 2):
+        if tokens <= 8 and (how.slices > 2 or (how.beside > 2 and threads < 896)):
             continue
         if tokens > 8 and (blocks > 3 * _product.PROCESSORS or threads < 256 or how.slices * how.along > chunks // 2):
             continue

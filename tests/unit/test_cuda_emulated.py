@@ -49,6 +49,7 @@ CASES = [
     ("int3-g128", torch.bfloat16, 120, 512, 1, Tiles(1, 7, 2, 1, 4)),
     ("int4-g128", torch.bfloat16, 225, 768, 1, Tiles(1, 7, 4, 1, 2)),
     ("int2-g64-asym", torch.float16, 48, 2304, 2, Tiles(1, 2, 16, 1, 2)),
+    ("int3-g128", torch.bfloat16, 60, 1408, 1, Tiles(1, 3, 10, 1, 2)),
     ("int3-row-asym", torch.float16, 48, 392, 2, Tiles(1, 1, 2, 1, 3)),
     ("int2-row", torch.bfloat16, 64, 520, 9, Tiles(2, 1, 2, 1, 2)),
     ("int2-g64-asym", torch.bfloat16, 40, 640, 1, Tiles(1, 3, 1, 1, 6)),

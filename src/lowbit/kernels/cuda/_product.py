@@ -3,7 +3,7 @@
 In / Out  x [tokens, in], prepared words (low, high, meta), y [tokens, out] to be written.
 Idea      A block takes some rows and some chunks of 128 columns. Weights stream once whatever the cut is; what differs is how
           often x is read (once a block), how many bytes are on their way, and how the sums of the parts meet.
-Source    `python bench/gpu_cuts.py` on an H200; the rows of the best cuts stand in docs/LOG.md.
+Source    `python bench/gpu_cuts.py` on an H200; rows of the best cuts: bench/results/gpu_cuts.jsonl, why: docs/LOG.md.
 """
 
 import functools
@@ -72,17 +72,18 @@ def _slices(rows: int, chunks: int) -> int:
 
 
 def _one_each(kind: Kind, rows: int, chunks: int) -> Tiles | None:
-    """Up to 8 tokens: a block on each multiprocessor, all as tall as each other, of 20 to 32 warps. None: too few or too many
-    rows for that, or more bits. With two tiles a multiprocessor, two blocks are better where bytes are few or decoding is long.
+    """Up to 8 tokens: a block on each multiprocessor, all as tall as each other, or two of one tile where bytes are few. None: too
+    few or too many rows for that, or a width whose other cut has been measured to do as well.
+
+    A block has 28 to 32 warps, so that no second one fits beside it: blocks of the next launch begin early, and where two fit some
+    multiprocessors get two of them and others none (14 warps: 22.7 us where 28 take 9.5, 12.2 with a ring that fills the memory).
     """
-    beside = -(-rows // (16 * PROCESSORS))
-    decoding = kind.codec or kind.table
-    if not 2 <= beside <= 8 or kind.bits > 4 or (decoding and beside == 2):
+    beside, short = -(-rows // (16 * PROCESSORS)), chunks <= 64
+    if not 2 <= beside <= 8 or (beside == 2 and (kind.codec or kind.table)):
         return None
-    if beside == 2 and kind.bits < 4 and chunks <= 64:
-        return Tiles(1, 1, 16, 1, 2)
-    along = max(n for n in (4, 8, 16) if beside * n <= 32)
-    return Tiles(1, beside, along, 1, 2 if beside * along >= 28 else 3)
+    if kind.bits > 4 and (kind.bits == 5 or beside > 2 or not short):
+        return None
+    return Tiles(1, 1, 16, 1, 2) if beside == 2 and kind.bits < 4 and short else Tiles(1, beside, min(16, 32 // beside), 1, 2)
 
 
 def _halves(kind: Kind, tokens: int, rows: int, chunks: int) -> Tiles:
