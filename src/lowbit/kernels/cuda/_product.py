@@ -72,11 +72,11 @@ def _slices(rows: int, chunks: int) -> int:
 
 
 def _one_each(kind: Kind, rows: int, chunks: int) -> Tiles | None:
-    """Up to 8 tokens: a block on each multiprocessor, all as tall as each other, or two of one tile where bytes are few. None: too
-    few or too many rows for that, or a width whose other cut has been measured to do as well.
+    """Up to 8 tokens: a block on each multiprocessor, all as tall as each other, or two of one tile where bytes are few.
 
-    A block has 28 to 32 warps, so that no second one fits beside it: blocks of the next launch begin early, and where two fit some
-    multiprocessors get two of them and others none (14 warps: 22.7 us where 28 take 9.5, 12.2 with a ring that fills the memory).
+    None: too few or too many rows for that, or a width whose other cut has been measured to do as well.
+    A block has 28 to 32 warps, so that no second one fits beside it: blocks of the next launch begin early, and where two fit,
+    some multiprocessors get two and others none (14 warps: 22.7 us where 28 take 9.5; 12.2 with a ring that fills memory).
     """
     beside, short = -(-rows // (16 * PROCESSORS)), chunks <= 64
     if not 2 <= beside <= 8 or (beside == 2 and (kind.codec or kind.table)):

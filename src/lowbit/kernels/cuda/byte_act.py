@@ -6,6 +6,9 @@ Idea      Up to 64 tokens W streams once through linear.cu, its bytes as they li
           the same bytes, which are row-major.
 Source    Scales as lowbit.kernels.activation finds them. Sums of int8 are exact; those of e4m3 leave the tensor cores every 256
           columns, because they keep few bits there.
+Figures   H200, the product alone, in a CUDA graph, weights past the L2, 4096x4096 / 14336x4096 / 4096x14336 in us: int8 1 token
+          5.0 / 14.0 / 13.9, 16 tokens 5.8 / 14.8 / 15.1, 64 tokens 9.7 / 17.5 / 19.3; float8 5.3 / 14.4 / 14.2, 6.9 / 15.7 /
+          17.3, 9.8 / 18.0 / 22.0; reading the bytes takes 6.1 / 15.1 / 15.1 in a kernel that does not begin early.
 Traps     torch._scaled_mm takes a scale a row and a token at 256 tokens and more; below, float32 scales come after it.
 """
 

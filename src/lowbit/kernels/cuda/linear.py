@@ -17,9 +17,11 @@ Layout    Tiles of 16 rows x chunks of 128 columns. Lane 4r + c (r 0..7, c 0..3)
           meta: int16 [tiles, chunks, groups of a chunk, r, (scale r, scale r + 8, zero r, zero r + 8)], the last two only if
           asymmetric; with one scale per row [tiles, r, ...].
 Source    Marlin (2408.11743) for magic numbers and fragment order; the layout, the column order and the schedule are our own.
-Figures   H200, int4-g128, in a CUDA graph, weights past the L2, 4096x4096 / 14336x4096 / 4096x14336 in us: 1 token 5.0 / 10.8 /
-          11.0, 16 tokens 5.8 / 13.5 / 14.1, 64 tokens 11.0 / 22.6 / 25.8; reading the bytes takes 4.4 / 9.0 / 9.0.
-          Tables of 16 values have not been timed.
+Figures   H200, in a CUDA graph, weights past the L2, 4096x4096 / 14336x4096 / 4096x14336 in us; 1 token: int4-g128 4.7 / 9.5 /
+          9.9, int3-g128 4.1 / 9.3 / 9.4, int2-g128 3.9 / 8.4 / 8.6, where reading the bytes takes 4.4 / 9.0 / 9.0, 3.9 / 7.4 /
+          7.4 and 3.5 / 5.9 / 5.9; int5-g128 5.6 / 12.9 / 11.3, int6-g128 7.0 / 14.2 / 11.9, int8-g128 8.1 / 17.7 / 17.4,
+          nf4-g64 8.1 / 22.7 / 20.8 (nf4 and 4096x4096 of 6 and 8 bits have changed since). 16 tokens: int4-g128 5.2 / 12.2 /
+          13.0, int8-g128 6.7 / 19.8 / 20.6, nf4-g64 8.4 / 24.1 / 23.3; 64 tokens, int4-g128: 11.0 / 22.6 / 25.8.
 Traps     bfloat16 holds 128 + u exactly for 7 bits only: 8 bits go through (128 + low 7 bits) - (128 or 256).
 """
 
