@@ -2,12 +2,14 @@
 
     PYTHON _cpu_rival.py ENGINE ROWS INPUTS BITS GROUP TOKENS THREADS COPIES [FOLDER]
 
-For each line on stdin it runs the layer once on each of COPIES sets of weights and prints the least milliseconds of a call.
+For each line on stdin it runs the layer once on each of COPIES sets of weights and prints the median of their milliseconds;
+of one set the least of several calls.
 ENGINE: onnxruntime, openvino, or ggml (FOLDER: where libggml-cpu.so is; Q4_0, repacked where ggml repacks, whatever BITS).
 It needs numpy and the engine alone, neither torch nor lowbit.
 """
 
 import ctypes
+import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -134,12 +136,12 @@ def main() -> None:
         call()
     print("ready", flush=True)
     for _ in sys.stdin:
-        least = float("inf")
+        found = []
         for call in calls if copies > 1 else calls * AGAIN:
             start = time.perf_counter()
             call()
-            least = min(least, time.perf_counter() - start)
-        print(least * 1e3, flush=True)
+            found.append(time.perf_counter() - start)
+        print((statistics.median(found) if copies > 1 else min(found)) * 1e3, flush=True)
 
 
 if __name__ == "__main__":

@@ -5,13 +5,14 @@
 
 A rival runs in the environment of its PYTHON (_cpu_rival.py); without one it is left out. Before anything is timed, each kernel
 of ours must equal the decoded matrix. The least time of all calls counts; --cold goes through copies of the weights of 160 MB
-together, so that they come from memory. `share` is the share of the machine's read rate, measured in the same run over as many
+together, so that they come from memory, and counts the median of such a round, the least of all rounds. `share` is the share of the machine's read rate, measured in the same run over as many
 bytes: what reading the weights alone would take, over what the layer took.
 """
 
 import argparse
 import ctypes
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -59,16 +60,16 @@ extern "C" long read_all(const char *p, size_t n, int threads) {
 Turn = Callable[[], float]
 
 
-def least(calls: Sequence[Callable[[], object]]) -> Turn:
-    """A turn of ours: milliseconds of the quickest call, each with weights of its own."""
+def timed(calls: Sequence[Callable[[], object]]) -> Turn:
+    """A turn of ours, in milliseconds: the quickest call; the median where each has weights of its own."""
 
     def turn() -> float:
-        found = float("inf")
+        found = []
         for call in calls if len(calls) > 1 else [*calls] * AGAIN:
             start = time.perf_counter()
             call()
-            found = min(found, time.perf_counter() - start)
-        return found * 1e3
+            found.append(time.perf_counter() - start)
+        return (statistics.median(found) if len(calls) > 1 else min(found)) * 1e3
 
     return turn
 
@@ -82,7 +83,7 @@ def reading(size: int, copies: int, threads: int) -> Turn:
         library = ctypes.CDLL(str(made))
     blocks = [torch.ones(size, dtype=torch.uint8) for _ in range(copies)]
     reads = [partial(library.read_all, ctypes.c_void_p(b.data_ptr()), ctypes.c_size_t(size), threads) for b in blocks]
-    return least(reads)
+    return timed(reads)
 
 
 def packed_matrix(text: str, weight: Tensor) -> Quantized:
@@ -164,14 +165,14 @@ def measure(asked: argparse.Namespace, text: str, shape: tuple[int, int], tokens
     resident = 0
     for kernel in others:
         calls, taken = prepared(text, weight, kernel, copies, x)
-        turns[kernel] = least(calls)
+        turns[kernel] = timed(calls)
         resident = taken if kernel == best else resident
     inputs = acting.parse("int8-token")
     rounding = dispatch.rounding(formats.parse(text), shape, x.device, inputs)
     if rounding:
-        turns[BYTES] = least(prepared(text, weight, rounding, copies, x, inputs)[0])
+        turns[BYTES] = timed(prepared(text, weight, rounding, copies, x, inputs)[0])
     dense = [nn.Linear(shape[1], shape[0], bias=False, dtype=torch.bfloat16) for _ in range(4 if asked.cold else 1)]
-    turns["nn.Linear bfloat16"] = least([partial(layer, x) for layer in dense])
+    turns["nn.Linear bfloat16"] = timed([partial(layer, x) for layer in dense])
     turns["read"] = reading(resident >> 16 << 16, copies, asked.threads)
     engines = rivals(asked, text, shape, tokens, copies)
     turns |= engines

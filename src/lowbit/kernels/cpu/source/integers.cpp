@@ -32,7 +32,7 @@ constexpr int64_t FEW = 16, SLAB = 192;
 /// Inputs of a panel that are open at once, in the second cache.
 constexpr int64_t SPAN = 4096;
 /// Bytes of codes that are asked for ahead, across the ends of panels.
-constexpr int64_t AHEAD = 4096;
+constexpr int64_t AHEAD = 8192;
 
 /// Moved to the left, or to the right if negative.
 INLINE inline Ints moved(Ints v, int bits) { return bits > 0 ? left(v, bits) : bits < 0 ? right(v, -bits) : v; }
