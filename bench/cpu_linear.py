@@ -5,8 +5,9 @@
 
 A rival runs in the environment of its PYTHON (_cpu_rival.py); without one it is left out. Before anything is timed, each kernel
 of ours must equal the decoded matrix. The least time of all calls counts; --cold goes through copies of the weights of 160 MB
-together, so that they come from memory, and counts the median of such a round, the least of all rounds. `share` is the share of the machine's read rate, measured in the same run over as many
-bytes: what reading the weights alone would take, over what the layer took.
+together, so that they come from memory, and counts the median of such a round, the least of all rounds. `share` is the share of
+the machine's read rate, measured in the same run over as many bytes: what reading the weights alone would take, over what the
+layer took.
 """
 
 import argparse
