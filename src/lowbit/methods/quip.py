@@ -9,7 +9,8 @@ Idea      In a random basis no weight and no direction of H stands out (incohere
 Source    QuIP (2307.13304), algorithms 1 to 3, without the rescaling of inputs by diag(H).
 Defaults  damp 0.01, rho 2.4 (paper); sweeps 0: its greedy updates, off in most of its runs, are coordinate descent.
 Figures   lowbit-tiny, 64 windows, KL in milli-nats on books / docs / wikitext2: int2-row-floatzero-kron, rho=0, sweeps=3,
-          2.22 bits: 653 / 637 / 1115; int2-row-kron, sweeps=3: 800 / 807 / 1328; gptq(int2-g128) 747 / 797 / 1278.
+          2.22 bits: 653 / 637 / 1115; int2-row-floatzero-had, rho=1.5, 2.14 bits: 613 / 629 / 1097; int2-row-kron,
+          sweeps=3: 800 / 807 / 1328; gptq(int2-g128) 747 / 797 / 1278.
           8 windows of 1024 tokens, bundled / pydoc (4 windows): int2-tensor-floatzero-kron, 2.15 bits: 2200 / 1588;
           quip_sharp(e8p2) 787 / 593. Synthetic layer, relative loss: rho 2.4 0.0413, 1.6 0.0283; int2-row-kron 0.0382, with
           gptq 0.0286.
