@@ -44,7 +44,7 @@ COLUMNS = ("block", "kind", "max", "rms", "ratio", "kurtosis", "channels", "toke
 def terminal(result: Row) -> list[Table | str]:
     """Ranges, losses and the recipe, for a reader."""
     advice = result["advice"]
-    head = f"{result['model']}: {result['windows']} windows of {result['length']} tokens of {result['text']}, "
+    head = f"{result['model']}: {_windows(result)} of {result['text']}, "
     return [
         f"{head}perplexity {result['perplexity']:.2f}",
         _grid("what goes into linears, and keys", COLUMNS, _ranges(result)),
@@ -61,7 +61,7 @@ def render(result: Row, drawn: Mapping[str, str]) -> str:
     head = resources.files("lowbit.report").joinpath("page.html").read_text(encoding="utf-8").partition("<body>")[0]
     facts = {
         "model": result["model"],
-        "measured on": f"{result['text']}, {result['windows']} windows of {result['length']} tokens",
+        "measured on": f"{result['text']}, {_windows(result)}",
         "perplexity": f"{result['perplexity']:.2f}",
     }
     told = "".join(f"<div><dt>{key}</dt><dd>{escape(str(value))}</dd></div>" for key, value in facts.items())
@@ -80,6 +80,12 @@ def render(result: Row, drawn: Mapping[str, str]) -> str:
     data = json.dumps(result, default=str).replace("</", "<\\/")
     page = head.replace("$title", escape(f"{name}: diagnosis")) + "<body>\n<main>\n" + "\n".join(body)
     return f'{page}\n</main>\n<script type="application/json" id="data">{data}</script>\n</body>\n</html>\n'
+
+
+def _windows(result: Row) -> str:
+    """How much text was read."""
+    number = result["windows"]
+    return f"{number} window{'s' if number != 1 else ''} of {result['length']} tokens"
 
 
 def _ranges(result: Row) -> list[list[str]]:
