@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 from unit.emulated import on_cpu
+from unit.emulated.on_cpu import pointer
 
 from lowbit import formats
 from lowbit.kernels import packing
@@ -33,10 +33,6 @@ extern "C" void run_matrix(int gx, int gy, const u8* low, const u8* high, const 
 
 def compiled(folder: Path, kind: Kind, dtype: torch.dtype, how: Tiles, tokens: int) -> ctypes.CDLL:
     return on_cpu.compiled(folder, "linear.cu", dict(_product.macros(kind, dtype, how, tokens)), ENTRY)
-
-
-def pointer(tensor: Tensor | None) -> ctypes.c_void_p:
-    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
 
 
 # one of each: narrow and wide products, blocks of 7 and 2 tiles, a split over a cluster, spans of x, every width, group, zero

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 from unit.emulated import on_cpu
+from unit.emulated.on_cpu import pointer
 
 from lowbit import formats
 from lowbit.kernels import packing
@@ -29,10 +29,6 @@ extern "C" void run_prefill(int blocks, const u8* x, int tokens, int inputs, con
 
 def compiled(folder: Path, kind: Kind, dtype: torch.dtype, how: Cut) -> ctypes.CDLL:
     return on_cpu.compiled(folder, "prefill.cu", dict(_prefill.macros(kind, dtype, how)), ENTRY)
-
-
-def pointer(tensor: Tensor | None) -> ctypes.c_void_p:
-    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
 
 
 # tiles of fewer tokens than on a GPU, so that a CPU ends; clusters: shares of whole tiles, of some, of parts of one

@@ -8,6 +8,8 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
+from torch import Tensor
+
 HERE = Path(__file__).parent
 
 
@@ -26,3 +28,8 @@ def compiled(folder: Path, file: str, macros: Mapping[str, int], entry: str) -> 
             command = ["g++", "-std=c++17", "-O1", "-w", "-shared", "-fPIC", f"-I{include}", "-o", str(library)]
             subprocess.run([*command, str(library.with_suffix(".cpp"))], check=True)
     return ctypes.CDLL(str(library))
+
+
+def pointer(tensor: Tensor | None) -> ctypes.c_void_p:
+    """Where a tensor lies, or null."""
+    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())

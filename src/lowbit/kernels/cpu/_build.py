@@ -62,6 +62,13 @@ def missing() -> str:
 
 
 @functools.cache
+def refusal(device: torch.device, dtype: torch.dtype) -> str:
+    """Why inputs of this kind cannot be taken, or ""."""
+    if device.type != "cpu":
+        return f"device {device.type}; CPUs only"
+    return "" if dtype in KINDS else f"x is {dtype}; float32 and bfloat16 only"
+
+
 def instruction_set() -> str:
     """The best instruction set of this processor that there is a library for; else a sentence that says why there is none."""
     asked = os.environ.get("LOWBIT_CPU", "")

@@ -35,10 +35,9 @@ def missing() -> str:
 
 
 def supports(format: Format, shape: tuple[int, int], device: torch.device, dtype: torch.dtype, tokens: int) -> str:
-    if device.type != "cpu":
-        return f"device {device.type}; CPUs only"
-    if dtype not in _build.KINDS:
-        return f"x is {dtype}; float32 and bfloat16 only"
+    reason = _build.refusal(device, dtype)
+    if reason:
+        return reason
     if family(format) is None or format.rule not in RULES or format.scale not in {"half", "bf16", "fp16", "fp32", "e8m0"}:
         return f"{format} is no table of up to 16 values, no vector of eight and no trellis with plain scales"
     if format.group[0] > 1 or shape[1] % 16 or format.group[1] % 16:

@@ -40,10 +40,9 @@ def missing() -> str:
 
 
 def supports(format: Format, shape: tuple[int, int], device: torch.device, dtype: torch.dtype, tokens: int) -> str:
-    if device.type != "cpu":
-        return f"device {device.type}; CPUs only"
-    if dtype not in _build.KINDS:
-        return f"x is {dtype}; float32 and bfloat16 only"
+    reason = _build.refusal(device, dtype)
+    if reason:
+        return reason
     if _rule(format) is None:
         return f"{format.element} is no trellis code of bytes summed that is compiled"
     if format.scale not in SCALES or format.group[0] > 1 or format.group[1] not in {0, shape[1]}:

@@ -46,7 +46,7 @@ CUT = Cut()
 LAUNCH, CHUNK, JOINED = 3.0, 1.5, 7.0
 """Microseconds: of a launch, of a tile's 128 columns, of the sums of one of the clusters that share a tile."""
 DECODED, MULTIPLIED = 1.55e6, 7.7e8
-"""Weights decoded and floating-point operations of the vendor's product a microsecond. All six measured on an H200."""
+"""Weights decoded and floating-point operations of the vendor's product a microsecond. All five measured on an H200."""
 
 
 def refusal() -> str:
@@ -56,7 +56,8 @@ def refusal() -> str:
 
 def whole(tokens: int, rows: int, chunks: int, how: Cut = CUT) -> bool:
     """Whether shares of whole tiles end before shares of chunks do."""
-    return _times(tokens, rows, chunks, how)[0] <= _times(tokens, rows, chunks, how)[1]
+    tiles, parts = _times(tokens, rows, chunks, how)
+    return tiles <= parts
 
 
 def pays(tokens: int, rows: int, chunks: int) -> bool:
