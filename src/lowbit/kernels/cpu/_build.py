@@ -69,6 +69,7 @@ def refusal(device: torch.device, dtype: torch.dtype) -> str:
     return "" if dtype in KINDS else f"x is {dtype}; float32 and bfloat16 only"
 
 
+@functools.cache
 def instruction_set() -> str:
     """The best instruction set of this processor that there is a library for; else a sentence that says why there is none."""
     asked = os.environ.get("LOWBIT_CPU", "")
