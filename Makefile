@@ -2,7 +2,7 @@
 # make test    install the development tools and run everything that CI runs
 # make check   style, types, imports, house rules, stale pages: under a minute
 # make fix     what a machine can mend
-# make bench   the benchmarks, one row of figures each into bench/results
+# make bench   this machine's benchmarks in MINUTES, rows into bench/results, and which bars hold (bench/all.py)
 # make gpu     the tests that need an NVIDIA GPU
 # make docs    the pages, into docs/_build
 # make lock    pin the newest versions that work together (requirements-ci.txt)
@@ -11,6 +11,7 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 WORKERS ?= 2
+MINUTES ?= 10
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -62,7 +63,7 @@ fix: $(VENV)/.dev
 	$(BIN)/python docs/generate.py
 
 bench: $(VENV)/.dev
-	@set -e; for file in bench/[a-z]*.py; do echo "$$file"; $(BIN)/python $$file; done
+	@$(BIN)/python bench/all.py --minutes $(MINUTES)
 
 gpu: $(VENV)/.dev
 	@$(BIN)/python -m pytest -m gpu

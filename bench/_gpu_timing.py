@@ -2,6 +2,7 @@
 
 import os
 import statistics
+import sys
 from collections.abc import Callable, Sequence
 
 import torch
@@ -23,6 +24,13 @@ def copies(size: float) -> int:
 def floor(size: float) -> float:
     """Microseconds that reading `size` bytes takes in a kernel of its own."""
     return LAUNCH + size / RATE
+
+
+def right(what: str, error: float, most: float) -> bool:
+    """Whether a relative error is small enough for a figure; says so where it is not."""
+    if not error <= most:
+        print(f"{what}: wrong by {error:.1e}, nothing timed.", file=sys.stderr, flush=True)
+    return error <= most
 
 
 def microseconds(calls: Sequence[Callable[[], object]], rounds: int = 11, least: int = CALLS) -> float:

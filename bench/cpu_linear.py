@@ -23,12 +23,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import _matrices
 import torch
 from _rows import keep
 from torch import Tensor, nn
 
 from lowbit import formats
-from lowbit.formats import Quantized
 from lowbit.kernels import activation as acting
 from lowbit.kernels import dispatch, packing
 from lowbit.kernels.activation import Activation
@@ -87,20 +87,11 @@ def reading(size: int, copies: int, threads: int) -> Turn:
     return timed(reads)
 
 
-def packed_matrix(text: str, weight: Tensor) -> Quantized:
-    """The matrix in a format; codes of several weights, which take minutes to search for, are random."""
-    format, shape = formats.parse(text), (weight.shape[0], weight.shape[1])
-    if format.step == (1, 1, 1):
-        return format.fit(weight, None, False).quantize(weight)
-    codes = torch.randint(0, format.dtype.codes, format.codes_shape(shape), dtype=torch.uint8)
-    return Quantized(format, codes, {"scale": torch.rand(format.groups(shape)) + 0.1}, shape)
-
-
 def prepared(
     text: str, weight: Tensor, kernel: str, copies: int, x: Tensor, inputs: Activation | None = None
 ) -> tuple[Sequence[Callable[[], Tensor]], int]:
     """Calls of a kernel on copies of a matrix, proven equal to the decoded matrix; and the bytes of one. inputs: rounded so."""
-    quantized = packed_matrix(text, weight)
+    quantized = _matrices.quantized(text, weight)
     format, shape = quantized.format, quantized.shape
     packed, parts = packing.split(format, packing.pack(quantized), shape)
     first = dispatch.prepare(kernel, format, packed, parts, shape)

@@ -2,17 +2,20 @@
 
     python bench/gpu_bytes.py [--tokens 1,16,64,256,1024,4096] [--shapes 4096x4096,...]
 
-Rows: ours (rounding and product), ours without rounding, rounding alone, rounding behind a Hadamard matrix of all inputs, and
-torch's products alone: _scaled_mm with one scale and with a scale a row, _int_mm. Products are checked against float64.
+Rows: ours (rounding and product), ours without rounding, rounding alone, rounding behind a Hadamard matrix of all inputs;
+torch's products alone, _scaled_mm with one scale and with a scale a row, _int_mm, and CUTLASS as vLLM has it; torchao's layer,
+which rounds its inputs too. Products are checked against float64: what is off by more than 2 % gets no row.
 """
 
 import argparse
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import product
 
+import _gpu_rivals
 import torch
-from _gpu_timing import copies, floor, microseconds
+from _gpu_timing import copies, floor, microseconds, right
 from _rows import keep
 from torch import Tensor
 
@@ -20,6 +23,7 @@ from lowbit import formats
 from lowbit.kernels import packing
 from lowbit.kernels.activation import Activation
 from lowbit.kernels.cuda import _activations, byte_act
+from lowbit.kernels.cuda._activations import INT8
 from lowbit.kernels.cuda._product import DECODE_TOKENS
 
 Call = Callable[[], Tensor]
@@ -54,12 +58,46 @@ def contenders(element: str, shape: tuple[int, int], tokens: int) -> Iterator[tu
         yield "torch._scaled_mm", [partial(scaled, w["low"].t(), scale_a=one, scale_b=one) for w in weights], None
         by_row = partial(scaled, scale_a=scale[:, None], scale_b=own[None])
         yield "torch._scaled_mm by rows", [partial(by_row, w["low"].t()) for w in weights], exact
+    for name, rival in (("cutlass", partial(cutlass, codes, scale, own, weights)), ("torchao", partial(torchao, x, q, kind))):
+        try:
+            yield name, rival(), exact
+        except (ImportError, RuntimeError) as reason:
+            print(f"{name} {element}: left out, {reason}"[:300], file=sys.stderr)
+
+
+def cutlass(codes: Tensor, scale: Tensor, own: Tensor, weights: list[dict[str, Tensor]]) -> list[Call]:
+    """vLLM's product of bytes with a scale a token and a row."""
+    product = _gpu_rivals.vllm().cutlass_scaled_mm
+
+    def call(w: Tensor) -> Tensor:
+        y = torch.empty(len(codes), len(w), dtype=torch.bfloat16, device=w.device)
+        product(y, codes, w.t(), scale[:, None], own[:, None], None)
+        return y
+
+    return [partial(call, w["low"]) for w in weights]
+
+
+def torchao(x: Tensor, q: formats.Quantized, kind: int) -> list[Call]:
+    """torchao's linear layer that rounds its inputs a token at a time; it rounds weights anew, to nearly the same."""
+    from torchao import quantization as rival
+
+    way = rival.Int8DynamicActivationInt8WeightConfig() if kind == INT8 else rival.Float8DynamicActivationFloat8WeightConfig(
+        granularity=rival.PerRow()
+    )  # fmt: skip
+    layers = []
+    for _ in range(copies(q.shape[0] * q.shape[1])):
+        layer = torch.nn.Linear(q.shape[1], q.shape[0], bias=False, dtype=torch.bfloat16, device=x.device)
+        layer.weight.data.copy_(q.decode())
+        rival.quantize_(layer, way)
+        layers.append(torch.compile(layer))
+    return [partial(layer, x) for layer in layers]
 
 
 def _codes(x: Tensor, kind: int, size: int) -> Tensor:
     return _activations.quantize(x, kind, size=size)[0]
 
 
+@torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--tokens", default="1,16,64,256,1024,4096")
@@ -70,7 +108,13 @@ def main() -> None:
         rows, inputs = map(int, text.split("x"))
         least = floor(rows * inputs + 2.0 * tokens * (rows + inputs))
         for name, calls, exact in contenders(element, (rows, inputs), tokens):
-            error = float((calls[0]().double() - exact).norm() / exact.norm()) if exact is not None else 0.0
+            try:
+                error = float((calls[0]().double() - exact).norm() / exact.norm()) if exact is not None else 0.0
+            except RuntimeError as failure:
+                print(f"{name} {element} {text} {tokens}: {failure}"[:300], file=sys.stderr)
+                continue
+            if not right(f"{name} {element} {text} {tokens}", error, 0.02):
+                continue
             time = microseconds(calls, rounds=7, least=100 if tokens <= 64 else 12)
             keep("gpu_bytes", kernel=name, element=element, rows=rows, inputs=inputs, tokens=tokens, us=round(time, 2),
                  floor_us=round(least, 2), error=float(f"{error:.1e}"))  # fmt: skip

@@ -2,7 +2,8 @@
 
     python bench/gpu_linear.py [--formats int4-g128,...] [--tokens 1,16,64] [--only ours,cublas,...] [--shapes 4096x4096,...]
 
-Every figure is checked first: the relative error of each product against float64 stands in its row.
+Every product is checked first: its relative error against float64 stands in its row; above 2 % there is no row.
+Rivals (_gpu_rivals.py) whose package is not installed are left out with a word.
 """
 
 import argparse
@@ -11,26 +12,29 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
+import _matrices
 import torch
-from _gpu_timing import copies, floor, microseconds
+from _gpu_rivals import RIVALS, Subject
+from _gpu_timing import copies, floor, microseconds, right
 from _rows import keep
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "src"))
-from lowbit import formats
 from lowbit.formats import Quantized
 from lowbit.kernels import dispatch, packing
 
-Calls = list[Callable[[Tensor], Tensor]]
 SHAPES = "4096x4096,14336x4096,4096x14336"
 FEW = 12
 """Calls in a graph when a call is long (many tokens)."""
 
 
-def lowbit_kernel(name: str, q: Quantized, count: int) -> Calls:
+def lowbit_kernel(name: str, q: Quantized, count: int) -> Subject:
     """One of our kernels, called as layers call it."""
     packed, parts = packing.split(q.format, packing.pack(q), q.shape)
     kernel = dispatch.get(name)
+    reason = kernel.supports(q.format, q.shape, q.codes.device, torch.bfloat16, 1)
+    if reason:
+        raise ValueError(reason)
     first = kernel.prepare(q.format, packed, parts, q.shape)
     weights = [first] + [{k: t.clone() for k, t in first.items()} for _ in range(count - 1)]
 
@@ -38,94 +42,46 @@ def lowbit_kernel(name: str, q: Quantized, count: int) -> Calls:
         y: Tensor = kernel.linear(x, held, q.format, q.shape)
         return y
 
-    return [partial(call, held=w) for w in weights]
+    return Subject([partial(call, held=w) for w in weights])
 
 
-def ours(q: Quantized, count: int) -> Calls:
-    return lowbit_kernel("cuda.linear", q, count)
+def ours(q: Quantized, count: int) -> Subject:
+    return lowbit_kernel(dispatch.pick(q.format, q.shape, q.codes.device, torch.bfloat16), q, count)
 
 
-def triton(q: Quantized, count: int) -> Calls:
+def triton(q: Quantized, count: int) -> Subject:
     return lowbit_kernel("triton.linear", q, count)
 
 
-def cublas(q: Quantized, count: int) -> Calls:
-    """bfloat16 weights and the vendor's product."""
-    dense = q.decode().bfloat16()
-    weights = [dense.clone() for _ in range(copies(2 * dense.numel()))]
-    return [partial(torch.nn.functional.linear, weight=w) for w in weights]
-
-
-def tinygemm(q: Quantized, count: int) -> Calls:
-    """torch._weight_int4pack_mm: 4 bits, groups of 32 to 256, bfloat16."""
-    if q.format.dtype.bits != 4 or q.format.group[1] not in {32, 64, 128, 256} or q.format.zero:
-        return []
-    scale = q.grid.scale.bfloat16()
-    pairs = torch.stack([scale, torch.zeros_like(scale)], -1).transpose(0, 1).contiguous()
-    codes = (q.codes[:, ::2] << 4) | q.codes[:, 1::2]
-    weights = [torch._convert_weight_to_int4pack(codes, 8) for _ in range(count)]
-
-    def call(x: Tensor, held: Tensor) -> Tensor:
-        return torch._weight_int4pack_mm(x, held, q.format.group[1], pairs)
-
-    return [partial(call, held=w) for w in weights]
-
-
-def gemlite(q: Quantized, count: int) -> Calls:
-    """GemLite's Triton kernels with its tuned configurations for the H100, float16."""
-    try:
-        import gemlite as rival
-    except ImportError:
-        return []
-    if q.format.dtype.bits not in {2, 4, 8} or not q.format.group[1]:
-        return []
-    rival.load_config(str(Path(rival.__file__).parent / "configs" / "h100.json"))
-    rows, inputs = q.shape
-    bits, half = int(q.format.dtype.bits), rival.DType.FP16
-    zeros = torch.full_like(q.grid.scale, float(1 << (bits - 1))) if q.grid.zero is None else q.parts["zero"].float()
-    layers = []
-    for _ in range(count):
-        layer = rival.GemLiteLinear(bits, q.format.group[1], inputs, rows, input_dtype=half, output_dtype=half)
-        layer.pack(q.codes, q.grid.scale.half(), zeros.half(), None)
-        layers.append(layer)
-    return [partial(_gemlite, layer) for layer in layers]
-
-
-def _gemlite(layer, x: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
-    """The path that GemLite takes by itself, but for 64 tokens, where it has no tuned configuration."""
-    kind = "GEMV_REVSPLITK" if x.shape[0] == 1 else "GEMM_SPLITK" if x.shape[0] <= 64 else "GEMM"
-    y: Tensor = layer.forward_manual(x, kind)
-    return y
-
-
-CONTENDERS: dict[str, Callable[[Quantized, int], Calls]] = {
-    "ours": ours, "triton": triton, "cublas": cublas, "tinygemm": tinygemm, "gemlite": gemlite,
-}  # fmt: skip
+CONTENDERS: dict[str, Callable[[Quantized, int], Subject]] = {"ours": ours, "triton": triton, **RIVALS}
 
 
 def measure(text: str, shape: tuple[int, int], tokens: list[int], names: list[str]) -> Iterator[dict[str, object]]:
     """One row per contender and number of tokens."""
-    format = formats.parse(text)
-    weight = torch.randn(shape, device="cuda")
-    q = format.fit(weight, search=False).quantize(weight)
-    exact, size = q.decode().double(), weight.numel() * format.bits_per_weight(shape) / 8
-    del weight
+    q = _matrices.quantized(text, torch.randn(shape, device="cuda"))
+    exact, size = q.decode().double(), shape[0] * shape[1] * q.format.bits_per_weight(shape) / 8
     for name in names:
-        calls = CONTENDERS[name](q, copies(size))
-        for m in tokens if calls else []:
-            x = torch.randn(m, shape[1], device="cuda", dtype=torch.float16 if name == "gemlite" else torch.bfloat16)
+        try:
+            subject = CONTENDERS[name](q, copies(size))
+        except (ImportError, ValueError) as reason:
+            print(f"{name} {text}: left out, {reason}", file=sys.stderr)
+            continue
+        matrix = exact if subject.weight is None else subject.weight.double()
+        for m in tokens:
+            x = torch.randn(m, shape[1], device="cuda", dtype=subject.dtype)
             try:
-                y, wanted = calls[0](x), x.double() @ exact.T
+                y, wanted = subject.calls[0](x), x.double() @ matrix.T
                 error = float((y.double() - wanted).norm() / wanted.norm())
-                least = 100 if m <= 64 else FEW
-                time = microseconds([partial(c, x) for c in calls], least=least) if error < 0.02 else float("nan")
+                if not right(f"{name} {text} {shape} {m}", error, 0.02):
+                    continue
+                time = microseconds([partial(c, x) for c in subject.calls], least=100 if m <= 64 else FEW)
             except (RuntimeError, ValueError) as failure:
                 print(f"{name} {text} {shape} {m}: {failure}"[:300], file=sys.stderr)
                 continue
             bound = floor(size)
             yield {"kernel": name, "format": text, "rows": shape[0], "inputs": shape[1], "tokens": m, "us": round(time, 2),
                    "floor_us": round(bound, 2), "ratio": round(time / bound, 2), "error": float(f"{error:.2e}")}  # fmt: skip
-        del calls
+        del subject
         torch.cuda.empty_cache()
 
 

@@ -1,49 +1,56 @@
 """gpu_roofline - the picture of the kernels against the time of reading their bytes, from the rows of the other GPU benchmarks.
 
-    python bench/gpu_roofline.py      writes docs/pictures/gpu_roofline.png from bench/results/gpu_{linear,cuts,attention}.jsonl
+    python bench/gpu_roofline.py      writes docs/pictures/gpu_roofline.png from the rows in bench/results
 
-Left: products with one matrix at 1, 16 and 64 tokens beside the rivals of the same run. Right: attention of one new token.
+Left: products with one matrix at 1, 16 and 64 tokens beside the rivals (gpu_linear, gpu_bytes, gpu_cuts' best); of each the
+newest row. Right: attention of one new token (gpu_attention).
 The line is 2.5 us + bytes / 4.66 TB/s, what a kernel that only reads takes on an H200.
 """
 
-import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import matplotlib
+from _bars import Row, kept, newest
 from _gpu_timing import floor
+
+from lowbit import formats
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 
 ROOT = Path(__file__).parent.parent
-NAMES = {"cublas": "cuBLAS bfloat16", "tinygemm": "torch int4pack", "gemlite": "GemLite int4"}
-BITS = {"int2-g128": 2.125, "int3-g128": 3.125, "int4-g128": 4.125, "bytes-int8": 8, "bytes-e4m3": 8}
+NAMES = {
+    "cublas": "cuBLAS bfloat16", "tinygemm": "torch int4pack", "gemlite": "GemLite int4", "marlin": "Marlin int4",
+    "machete": "Machete int4", "exllamav3": "exllamav3 trellis2", "bitsandbytes": "bitsandbytes nf4",
+}  # fmt: skip
+OURS = ("int2-g128", "int3-g128", "int4-g128", "nf4-g64", "trellis2-plain")
 MARKS = {1: "o", 16: "s", 64: "^"}
-SUBJECT = ("kernel", "format", "rows", "inputs", "tokens", "kind", "sequences")
 Point = tuple[str, int, float, float]
 
 
-def rows(name: str) -> Iterator[dict[str, Any]]:
-    """Of each subject the newest row."""
-    found = map(json.loads, (ROOT / "bench" / "results" / f"{name}.jsonl").read_text().splitlines())
-    yield from {tuple(row.get(key) for key in SUBJECT): row for row in found}.values()
+def subject(row: Row) -> tuple[str, float] | None:
+    """What a row is called in the picture, and the bits of its weights; None: it has no place there."""
+    text, kernel = row.get("format", ""), row.get("kernel", "ours")
+    if text.startswith("bytes-") or kernel == "ours without rounding":
+        return f"ours {row.get('element', text.removeprefix('bytes-'))} x 8", 8.0
+    if kernel in NAMES:
+        return NAMES[kernel], 16.0 if kernel == "cublas" else formats.parse(text).bits_per_weight((row["rows"], row["inputs"]))
+    if kernel == "ours" and text in OURS:
+        return f"ours {text.split('-')[0]}", formats.parse(text).bits_per_weight((row["rows"], row["inputs"]))
+    return None
 
 
 def products() -> list[Point]:
     """Name, tokens, megabytes, microseconds."""
-    found = []
-    for row in rows("gpu_cuts"):
-        told = row["format"].removeprefix("bytes-").replace("-g128", "")
-        name = f"ours {told} x {told}" if row["format"].startswith("bytes-") else f"ours {told}"
-        found.append((name, row["tokens"], row["rows"] * row["inputs"] * BITS[row["format"]] / 8e6, row["us"]))
-    for row in rows("gpu_linear"):
-        if row["kernel"] in NAMES and row["format"] == "int4-g128" and row["tokens"] in MARKS:
-            bits = 16 if row["kernel"] == "cublas" else 4.125
-            found.append((NAMES[row["kernel"]], row["tokens"], row["rows"] * row["inputs"] * bits / 8e6, row["us"]))
-    return found
+    found: dict[tuple[str, int, int, int], Point] = {}
+    rows = [*kept("gpu_linear"), *kept("gpu_cuts"), *kept("gpu_bytes")]
+    for row in sorted((row for row in rows if row["tokens"] in MARKS), key=lambda row: row["date"]):
+        told, shape = subject(row), (row["rows"], row["inputs"])
+        if told:
+            name, bits = told
+            found[name, row["tokens"], *shape] = (name, row["tokens"], shape[0] * shape[1] * bits / 8e6, row["us"])
+    return list(found.values())
 
 
 def line(axes: Axes, low: float, high: float) -> None:
@@ -65,12 +72,14 @@ def draw() -> None:
     left.set_title("One matrix on an H200 (circle 1, square 16, triangle 64 tokens)")
     left.legend(fontsize=8)
     line(right, 100, 1200)
-    for row in rows("gpu_attention"):
-        size = (row["floor_us"] - floor(0)) * 4.66
-        right.scatter([size], [row["us"]], s=30)
+    for row in newest(kept("gpu_attention")):
+        if row["tokens"] != 32768:
+            continue
+        read = (row["floor_us"] - floor(0)) * 4.66
+        right.scatter([read], [row["us"]], s=30)
         below = row["kind"] == "fp8"  # beside int8
         right.annotate(
-            row["kind"], (size, row["us"]), textcoords="offset points", xytext=(-6, -10 if below else 4), ha="right", fontsize=8
+            row["kind"], (read, row["us"]), textcoords="offset points", xytext=(-6, -10 if below else 4), ha="right", fontsize=8
         )
     right.set_title("One new token, 8 sequences of 32768, 32 heads on 8")
     right.legend(fontsize=8)
