@@ -10,7 +10,7 @@ from lowbit import checkpoints, formats
 from lowbit.checkpoints import Folder
 from lowbit.checkpoints.folder import shard as shards
 from lowbit.kernels import scales
-from lowbit.solvers import grid
+from lowbit.solvers import grid, replayed
 from lowbit.statistics import second_moment
 from lowbit.testing._tiny import tiny
 
@@ -63,6 +63,24 @@ def test_a_solved_matrix_is_as_good_as_on_the_cpu(text: str) -> None:
         errors.append(float(((off @ moment) * off).sum()))
         assert found.report["error"] == pytest.approx(errors[-1] / float(((w @ moment) * w).sum()), rel=1e-2)
     assert errors[1] == pytest.approx(errors[0], rel=0.03)
+
+
+@pytest.mark.parametrize("text", ["int4-g128", "int3-g64-asym"])
+def test_a_graph_gives_the_bits_that_its_launches_give(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("LOWBIT_UNPROVEN", "1")
+    format, found = formats.parse(text), []
+    for graphs in (True, False):
+        if not graphs:
+            monkeypatch.setattr(replayed, "refusal", lambda tensor: "no graphs")
+        for seed in range(4):
+            torch.manual_seed(seed)
+            seen, w = torch.randn(3000, 1024, device="cuda") * torch.rand(1024, device="cuda"), torch.randn(900, 1024)
+            found.append(grid.solve(w.cuda(), grid.problem(seen.T @ seen / 3000, 3000), format))
+        assert [graph is not None for graph in replayed._graphs.values()] == [True] and not replayed._failed
+    replayed.forget()
+    for one, other in zip(found[:4], found[4:], strict=True):
+        assert torch.equal(one.codes, other.codes) and one.report == other.report
+        assert all(torch.equal(one.parts[name], part) for name, part in other.parts.items())
 
 
 def test_a_run_that_was_cut_ends_in_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,8 @@ from lowbit import checkpoints, formats
 from lowbit.checkpoints import Folder
 from lowbit.core import ranks
 from lowbit.pipeline import solving
-from lowbit.solvers import grid, stacked
+from lowbit.solvers import rows as apart
+from lowbit.solvers import stacked
 from lowbit.testing._tiny import tiny
 
 SOURCE = Path(__file__).parents[2] / "src"
@@ -105,7 +106,7 @@ def test_shares_are_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     [("int4-g32", True), ("lut3-row", True), ("nf4-g64-dq", False), ("int4-tensor", False), ("nvfp4", False)],
 )
 def test_rows_are_shared_where_they_stand_alone(text: str, wanted: bool) -> None:
-    assert grid.separable(formats.parse(text).core) is wanted
+    assert apart.separable(formats.parse(text).core) is wanted
 
 
 def _told(folder: Path) -> dict:  # type: ignore[type-arg]

@@ -41,13 +41,13 @@ def decoded(stored: checkpoints.Stored, device: torch.device) -> Get:
     return get
 
 
-def block(source: Source, get: Get, index: int, device: torch.device) -> nn.Module:
-    """Block `index` with the weights that `get` gives, in float32."""
-    return blocks.load(source.blocks[index], source.prefix(index), get, device, torch.float32)
+def block(source: Source, get: Get, index: int, device: torch.device, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """Block `index` with the weights that `get` gives."""
+    return blocks.load(source.blocks[index], source.prefix(index), get, device, dtype)
 
 
 def _part(source: Source, index: int, device: torch.device) -> nn.Module:
-    """Block `index` of the original as far as this process reads it, in float32; what the others read is zero."""
+    """Block `index` of the original as far as this process reads it, in a dtype that holds it; what the others read is zero."""
     shapes = {f"{source.prefix(index)}.{name}": p.shape for name, p in source.blocks[index].named_parameters()}
     loads, own = [0] * ranks.count(), set()
     for name in sorted(shapes, key=lambda name: -shapes[name].numel()):
@@ -55,10 +55,21 @@ def _part(source: Source, index: int, device: torch.device) -> nn.Module:
         loads[rank] += shapes[name].numel()
         own |= {name} if rank == ranks.mine() else set()
 
-    def get(name: str) -> Tensor:
-        return source.stored.tensor(name, device) if name in own else torch.zeros(shapes[name], device=device)
+    stored = (source.folder.entry(source.stored.originals[name]).dtype for name in shapes)
+    dtype = functools.reduce(torch.promote_types, stored)
 
-    return block(source, get, index, device)
+    def get(name: str) -> Tensor:
+        return source.stored.tensor(name, device) if name in own else torch.zeros(shapes[name], dtype=dtype, device=device)
+
+    return block(source, get, index, device, dtype)
+
+
+def _whole(module: nn.Module) -> nn.Module:
+    """A block of which every process has read its part, in float32. Bytes are added to zeros: half of what floats would be."""
+    for parameter in module.parameters():
+        ranks.add(parameter.data.view(-1).view(torch.uint8))
+        parameter.data = parameter.data.float()
+    return module
 
 
 def outside(source: Source, stored: checkpoints.Stored, outer: Outer, device: torch.device) -> Outer:
@@ -93,9 +104,7 @@ def _modules(source: Source, stored: checkpoints.Stored, device: torch.device) -
             module = waiting[which].result()
             if index + 1 < len(source.blocks):
                 waiting[which] = start(index + 1, which)
-            for parameter in module.parameters() if which else ():
-                ranks.add(parameter.data)
-            yield index, which, module
+            yield index, which, _whole(module) if which else module
             del module  # before the next is loaded: one block in memory
     for side in sides:
         side.close()

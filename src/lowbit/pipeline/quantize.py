@@ -35,6 +35,7 @@ from lowbit.pipeline.stream import first
 from lowbit.pipeline.writer import Writer
 from lowbit.recipe import Recipe, allotment
 from lowbit.recipe.plan import Plan
+from lowbit.solvers import replayed
 from lowbit.statistics import Stats
 
 BATCH_TOKENS = {"cpu": 2048, "cuda": 8192}
@@ -200,6 +201,7 @@ class Run:
         finally:
             for side in (self.reading, self.writing, outside):
                 side.close()
+            replayed.forget()
             self.progress.end()
 
     def end(self, name: str, book: journal.Journal, collect: Callable[[], Stats]) -> None:

@@ -13,8 +13,7 @@ Traps     A dead input (H_jj = 0) keeps its weights, to the nearest value: zeroi
           as the input lives on other text.
 """
 
-import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -25,12 +24,10 @@ from lowbit.core import ranks
 from lowbit.core.device import tensor_cores
 from lowbit.formats import Format, Grid, Parts, Quantized
 from lowbit.kernels import scales
-from lowbit.solvers import damping, descent, ldl
+from lowbit.solvers import damping, descent, ldl, replayed, rows
 from lowbit.solvers.codec import codec
 
 Report = dict[str, float | str]
-PIECE = 1 << 21
-"""Weights rounded together on a CPU: rounding keeps six float copies of them."""
 Fit = Callable[[Format, Tensor, Tensor], Grid]
 """(format without sides, weight, H) -> the grid that rounding starts from."""
 Refit = Callable[[Tensor, Tensor, Grid, Tensor, Tensor], tuple[Grid, Tensor]]
@@ -105,7 +102,7 @@ def solve(
     """
     moment, report = given.moment, dict(given.report)
     around, target = format.begin((weight if target is None else target).float())
-    out, split = len(target), ranks.count() > 1 and separable(format.core)
+    out, split = len(target), ranks.count() > 1 and rows.separable(format.core)
     own = ranks.share(out) if split else slice(None)
     with tensor_cores(moment.device):
         had = ldl.losses(weight[own].float(), moment)
@@ -119,12 +116,12 @@ def solve(
     sweeps = 0 if factor.lower is None or grid.format.step[0] > 1 else sweeps
     done, lost = [], []
     with tensor_cores(moment.device):
-        for rows, piece in _pieces(grid):
-            codes, found, error = rounded(target[rows], moment, factor, piece, sweeps, refit)
+        for here, piece in rows.pieces(grid):
+            codes, found, losses = _rounded(target[here], moment, factor, piece, sweeps, refit)
             done.append((codes, found))
-            lost.append(ldl.losses(error, moment))
-    (codes, parts), losses = joined(grid, done), torch.cat(lost)
-    if split or _tiled(grid):
+            lost.append(losses)
+    (codes, parts), losses = rows.joined(grid, done), torch.cat(lost)
+    if split or rows.tiled(grid):
         step = grid.format.step[0]
         codes, losses = ranks.rows(codes, out // step), ranks.rows(losses, out, step)
     if split:
@@ -132,27 +129,6 @@ def solve(
     report["error"] = float(losses.sum() / had.sum().clamp_min(1e-300))
     told = None if format.sides else torch.stack([losses, had], 1)  # sides mix rows
     return Quantized(format, codes, parts | around, (out, grid.shape[1]), report, told)
-
-
-@functools.cache
-def separable(format: Format) -> bool:
-    """Whether rows in a format share nothing, so that each process may fit and round its own; seen on the smallest matrix."""
-    if format.step != (1, 1, 1) or format.group[0] != 1:
-        return False
-    return alone(format.fit(torch.ones(3, format.group[1] or 32), search=False))
-
-
-def _tiled(grid: Grid) -> bool:
-    """Whether several processes round tiles of rows on a grid that all of them have."""
-    return ranks.count() > 1 and grid.format.step[0] > 1
-
-
-def joined(grid: Grid, done: Sequence[tuple[Tensor, Parts]]) -> tuple[Tensor, Parts]:
-    """Codes and parts of a matrix from those of its rows in order; parts that rows share are those of the first."""
-    codes = torch.cat([codes for codes, _ in done])
-    if len(done) == 1 or not alone(grid):
-        return codes, done[0][1]
-    return codes, {name: torch.cat([parts[name] for _, parts in done]) for name in done[0][1]}
 
 
 def rounded(
@@ -168,28 +144,24 @@ def rounded(
     return rounding.stored(codes), grid.parts, target - values
 
 
-def alone(grid: Grid) -> bool:
-    """Whether the rows of a grid share nothing."""
-    return grid.format.group[0] == grid.format.step[0] == 1 and all(p.shape[0] == grid.shape[0] for p in grid.parts.values())
+def _rounded(
+    target: Tensor, moment: Tensor, factor: damping.Factor, grid: Grid, sweeps: int, refit: Refit
+) -> tuple[Tensor, Parts, Tensor]:
+    """As `rounded`, with what each row loses in place of the errors; as one graph where nothing in it waits for the host."""
+    lower, reason = factor.lower, scales.refusal(grid.format) or replayed.refusal(target)
+    if lower is None or refit is not descent.refit or reason:
+        codes, parts, error = rounded(target, moment, factor, grid, sweeps, refit)
+        return codes, parts, ldl.losses(error, moment)
+    names = tuple(grid.parts)
 
+    def whole(target: Tensor, moment: Tensor, lower: Tensor, columns: Tensor, *parts: Tensor) -> tuple[Tensor, ...]:
+        own = Grid(grid.format, dict(zip(names, parts, strict=True)), grid.shape)
+        codes, found, error = rounded(target, moment, damping.Factor(columns, lower, 0.0), own, sweeps, refit)
+        return codes, ldl.losses(error, moment), *(found[name] for name in names)
 
-def part(grid: Grid, rows: slice) -> Grid:
-    """Some rows of a grid, whole steps, in a copy of what they share."""
-    parts = {name: p[rows] for name, p in grid.parts.items()} if alone(grid) else grid.parts
-    return Grid(grid.format, parts, (rows.stop - rows.start, grid.shape[1]))
-
-
-def _pieces(grid: Grid) -> Iterator[tuple[slice, Grid]]:
-    """Rows that are rounded together, with their grid: all of them, or PIECE weights at a time where rows know no others."""
-    out, inputs = grid.shape
-    if _tiled(grid):
-        rows = ranks.share(out, grid.format.step[0])
-        yield rows, part(grid, rows)
-        return
-    step = max(1, PIECE // inputs) if alone(grid) and grid.scale.device.type == "cpu" else out
-    for start in range(0, out, step):
-        rows = slice(start, min(start + step, out))
-        yield rows, part(grid, rows) if step < out else grid
+    given = (target, moment, lower, factor.columns, *grid.parts.values())
+    codes, losses, *found = replayed.call(("grid", grid.format, sweeps), whole, given)
+    return codes, dict(zip(names, found, strict=True)), losses
 
 
 def turned(format: Format, parts: Parts, moment: Tensor) -> Tensor:

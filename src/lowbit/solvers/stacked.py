@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from lowbit.formats import Format, Quantized
-from lowbit.solvers import grid
+from lowbit.solvers import rows
 
 
 def possible(format: Format) -> bool:
     """Whether matrices in a format may be cut from the rows of one."""
-    return not format.sides and grid.separable(format)
+    return not format.sides and rows.separable(format)
 
 
 def solve(weights: Sequence[Tensor], one: Callable[[Tensor], Quantized]) -> list[Quantized]:
@@ -26,13 +26,13 @@ def solve(weights: Sequence[Tensor], one: Callable[[Tensor], Quantized]) -> list
     whole = one(torch.cat(list(weights)))
     found, start = [], 0
     for weight in weights:
-        rows = slice(start, start + len(weight))
-        start, report, losses = rows.stop, dict(whole.report), None
+        own = slice(start, start + len(weight))
+        start, report, losses = own.stop, dict(whole.report), None
         if whole.losses is not None:
-            losses = whole.losses[rows]
+            losses = whole.losses[own]
             lost, had = losses.sum(0).tolist()
             report["error"] = lost / max(had, 1e-300)
-        parts = {name: part[rows].contiguous() for name, part in whole.parts.items()}
+        parts = {name: part[own].contiguous() for name, part in whole.parts.items()}
         shape = (len(weight), weight.shape[1])
-        found.append(Quantized(whole.format, whole.codes[rows].contiguous(), parts, shape, report, losses))
+        found.append(Quantized(whole.format, whole.codes[own].contiguous(), parts, shape, report, losses))
     return found

@@ -19,6 +19,7 @@ from torch import Tensor
 from lowbit import sides
 from lowbit.formats import Format, Parts, Quantized
 from lowbit.solvers import damping, grid
+from lowbit.solvers import rows as apart
 from lowbit.solvers.grid import Problem, Refit
 
 
@@ -53,13 +54,13 @@ def solve(
     for b in range(wanted.shape[0], 0, -step):
         a, mine = b - step, slice(int(places[b - step]), int(places[b - step]) + step)
         moved = wanted[mine] if lower is None else torch.addmm(wanted[mine], lower[b:, a:b].T, errors[b:])
-        keep: Refit = refit if grid.alone(fitted) else lambda _, __, kept, codes, values: (kept, values)
-        codes, parts, error = grid.rounded(moved, moment, factor, grid.part(fitted, mine), 0 if plain else sweeps, keep)
+        keep: Refit = refit if apart.alone(fitted) else lambda _, __, kept, codes, values: (kept, values)
+        codes, parts, error = grid.rounded(moved, moment, factor, apart.part(fitted, mine), 0 if plain else sweeps, keep)
         errors[a:b] = wanted[mine] - (moved - error)
         done.append((codes, parts))
     fallback = [str(report.get("fallback", "")), factor.fallback, "" if lower is not None else "no feedback along outputs"]
     report |= {"damp": factor.damp} | ({"fallback": "; ".join(filter(None, fallback))} if any(fallback) else {})
-    codes, parts = grid.joined(fitted, done)
+    codes, parts = apart.joined(fitted, done)
     quantized = Quantized(format, codes, parts | around, fitted.shape, report)
     goal = weight.float() if target is None else target.float()
     lost, whole = (loss(error, given.moment, outside) for error in (goal - quantized.decode(), weight.float()))
