@@ -12,7 +12,7 @@ from unit.emulated.on_cpu import pointer
 
 from lowbit import formats
 from lowbit.kernels import packing
-from lowbit.kernels.cuda import _product, linear, trellis
+from lowbit.kernels.cuda import _product, linear, trellis, vectors
 from lowbit.kernels.cuda._product import Kind, Tiles
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
@@ -136,3 +136,42 @@ def test_linear_cu_with_trellis_codes(
     decoded = torch.full((rows, inputs), float("nan"), dtype=torch.float16)
     library.run_matrix(-(-chunks // 4), -(-rows // 16), *weights, None, pointer(decoded), rows, inputs, chunks)
     assert torch.equal(decoded, format.dtype.decode(codes).half())
+
+
+@pytest.mark.parametrize(("text", "dtype", "rows", "inputs", "tokens", "how"), [
+    ("e8p2-plain", torch.bfloat16, 40, 352, 1, Tiles(2, 1, 2, 1, 2)),
+    ("e8p2-plain", torch.float16, 64, 416, 20, Tiles(1, 4, 1, 2, 2, 1, True)),
+    ("aqlm2x8", torch.bfloat16, 40, 640, 9, Tiles(1, 1, 2, 2, 3, 2)),
+    ("aqlm2x8", torch.bfloat16, 80, 288, 3, Tiles(1, 5, 2, 1, 2)),
+])  # fmt: skip
+def test_linear_cu_with_codes_of_eight_weights(
+    tmp_path: Path, text: str, dtype: torch.dtype, rows: int, inputs: int, tokens: int, how: Tiles
+) -> None:
+    torch.manual_seed(0)
+    format = formats.parse(text)
+    q = format.fit(torch.randn(rows, inputs), search=False).quantize(torch.randn(rows, inputs))
+    codes = torch.randint(0, 256, q.codes.shape, dtype=torch.uint8)  # every entry of the books
+    q = formats.Quantized(format, codes, q.parts, (rows, inputs))
+    packed, parts = packing.split(format, packing.pack(q), q.shape)
+    assert not vectors.refusal(format, q.shape, dtype)
+    prepared = vectors.prepare(format, packed, parts, q.shape)
+    again, parts_again = vectors.restore(prepared, format, q.shape)
+    assert torch.equal(again, packed) and all(torch.equal(parts_again[name], part) for name, part in parts.items())
+    kind, chunks = vectors.kind(format), prepared["low"].shape[1]
+    library = compiled(tmp_path, kind, dtype, how, tokens)
+    weights = [pointer(prepared.get(name)) for name in ("low", "high", "meta")]
+    assert _product.shared_bytes(kind, tokens, chunks, how) <= _product.SHARED
+    x = torch.randn(tokens, inputs).to(dtype)
+    given, exact = vectors.ordered(x), x.double() @ q.decode().double().T
+    grid, (span, _) = _product.grid(tokens, rows, how), _product.spans(chunks, how)
+    part = torch.full((math.prod(grid) * 128 * _product.eights(tokens) * how.high * how.beside,), float("nan"))
+    count, y = torch.zeros(grid[0], dtype=torch.int32), torch.full((tokens, rows), float("nan"), dtype=dtype)
+    ends = (pointer(y), pointer(prepared.get("scale")), pointer(part), pointer(count))
+    library.run_product(*grid, pointer(given), *weights, *ends, tokens, rows, inputs, chunks, span)
+    assert float((y.double() - exact).norm() / exact.norm()) < 3e-3
+    decoded = torch.full((rows, inputs), float("nan"), dtype=torch.float16)
+    library.run_matrix(-(-chunks // 4), -(-rows // 16), *weights, None, pointer(decoded), rows, inputs, chunks)
+    wanted = q.decode() * vectors.LESS / prepared.get("scale", torch.ones(1))
+    if text == "e8p2-plain":
+        assert torch.equal(decoded, (q.decode() / parts["scale"]).half())
+    torch.testing.assert_close(decoded.float(), wanted, rtol=2e-3, atol=2e-3)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lowbit import formats
-from lowbit.kernels.cuda import _activations, _attention, _build, _product, _viterbi, byte_act, linear, trellis
+from lowbit.kernels.cuda import _activations, _attention, _build, _product, _viterbi, byte_act, linear, trellis, vectors
 from lowbit.kernels.cuda._product import Kind
 
 KINDS: dict[str, Kind] = {
@@ -18,6 +18,7 @@ KINDS: dict[str, Kind] = {
         + ["nf4-row", "nf4-g64", "mxfp4"]
     },
     **{f"trellis{bits}": trellis.kind(formats.parse(f"trellis{bits}")) for bits in (2, 3, 4)},
+    **{text: vectors.kind(formats.parse(text)) for text in ("e8p2", "aqlm2x8")},
     **{f"bytes{kind}": found for kind, found in byte_act.KINDS.items()},
 }
 ROWS = (8, 16, 40, 64, 128, 272, 1000, 1024, 2048, 4096, 4097, 4224, 6144, 8448, 14336, 28672, 128256, 262144)
@@ -36,7 +37,7 @@ def test_products(name: str) -> None:
         assert not _build.impossible(grid, threads, shared), place
         # what linear.cu wants of its macros
         assert not how.wide or (how.high == 1 and how.beside % 4 == 0), place
-        assert threads >= 8 * _product.eights(tokens) or not (kind.inputs or kind.codec), place
+        assert threads >= 8 * _product.eights(tokens) or not (kind.inputs or kind.codec or kind.vectors), place
         span, buffers = _product.spans(chunks, how)
         assert span % how.along == 0 and (buffers == 1 or span // how.along >= how.stages - 1 >= 1), place
         assert (buffers == 2) == (span < -(-chunks // how.slices)), place  # the kernel finds it so

@@ -22,13 +22,15 @@ PROCESSORS = 132
 """Multiprocessors that the cuts are made for (H100, H200)."""
 SHARED = _build.SHARED - _build.DECLARED
 """Bytes of dynamic shared memory that a block can have."""
+BOOKS = 2 * 256 * 16
+"""Of them those of two books of eight halves an entry."""
 
 
 @dataclass(frozen=True)
 class Kind:
     """bits of a column; groups with a scale in a chunk of 128 columns (0: a scale a row); zeros beside the scales; inputs:
     0 halves, 1 int8, 2 float8 e4m3: then two bytes of x and of a row of W are a column of 16 bits. codec: trellis codes; table:
-    places in a table of 16.
+    places in a table of 16; vectors: 16 bits are eight columns, by two books: 1 E8P, 2 additive.
     """
 
     bits: int
@@ -37,6 +39,7 @@ class Kind:
     inputs: int = 0
     codec: bool = False
     table: bool = False
+    vectors: int = 0
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ def _one_each(kind: Kind, rows: int, chunks: int) -> Tiles | None:
     some multiprocessors get two and others none (14 warps: 22.7 us where 28 take 9.5; 12.2 with a ring that fills memory).
     """
     beside, short = -(-rows // (16 * PROCESSORS)), chunks <= 64
-    if not 2 <= beside <= 8 or (beside == 2 and (kind.codec or kind.table)):
+    if not 2 <= beside <= 8 or (beside == 2 and (kind.codec or kind.table or kind.vectors)):
         return None
     if kind.bits > 4 and (kind.bits == 5 or beside > 2 or not short):
         return None
@@ -127,11 +130,13 @@ def _bytes(tokens: int, rows: int, chunks: int) -> Tiles:
 
 @functools.lru_cache(maxsize=1024)
 def macros(kind: Kind, dtype: torch.dtype, how: Tiles, tokens: int) -> _build.Macros:
+    halves = kind.codec or bool(kind.vectors)
     values = {
-        "BITS": kind.bits, "HALF": int(kind.codec or dtype == torch.float16), "GROUP": 4 // kind.groups if kind.groups else 0,
+        "BITS": kind.bits, "HALF": int(halves or dtype == torch.float16), "GROUP": 4 // kind.groups if kind.groups else 0,
         "ASYM": int(kind.zeros), "ACT": kind.inputs, "SCALED": int(how.scaled), "WIDE": int(how.wide), "NT": eights(tokens),
         "RT": how.high, "WN": how.beside, "WK": how.along, "DEPTH": how.stages, "SPANS": int(how.span > 0),
-        "CODEC": int(kind.codec), "LUT": int(kind.table), "OUT": int(kind.codec and dtype == torch.bfloat16),
+        "CODEC": int(kind.codec), "LUT": int(kind.table), "VECTORS": kind.vectors,
+        "OUT": int(halves and dtype == torch.bfloat16),
     }  # fmt: skip
     return tuple(values.items())
 
@@ -157,7 +162,7 @@ def shared_bytes(kind: Kind, tokens: int, chunks: int, how: Tiles) -> int:
     span, buffers = spans(chunks, how)
     lines = 8 * eights(tokens)
     x = buffers * span * 256 * (lines if how.wide else min(tokens, lines))
-    return max(ring + x, how.along * lines * (how.beside * how.high * 16 + 4) * 4)
+    return max(ring + x + (BOOKS if kind.vectors else 0), how.along * lines * (how.beside * how.high * 16 + 4) * 4)
 
 
 def grid(tokens: int, rows: int, how: Tiles) -> tuple[int, int, int]:

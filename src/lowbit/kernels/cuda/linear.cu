@@ -163,7 +163,7 @@ INLINE void add_scaled(Sums& total, Part& part, const Group (&group)[RT]) {
 // 32 columns: unit U of a chunk. `part` sums a group, or everything where there is no scale to apply to a group
 template <int U>
 INLINE void step(Part& part, Sums& total, const Words (&w)[RT], const Words (&before)[RT], Group (&group)[RT], u32 meta, const u32 (&x_at)[NT],
-                                     u32 x, int block, int lane) {
+                                     u32 x, int block, int lane, const uint4* books) {
     if (GROUP && U % UNITS == 0) {
 #pragma unroll
         for (int rt = 0; rt < RT; rt++) {
@@ -174,7 +174,7 @@ INLINE void step(Part& part, Sums& total, const Words (&w)[RT], const Words (&be
     u32 a[RT][8];
 #pragma unroll
     for (int rt = 0; rt < RT; rt++) {
-        unit<U>(a[rt], w[rt], before[rt], group[rt].top, group[rt].bottom);
+        unit<U>(a[rt], w[rt], before[rt], group[rt].top, group[rt].bottom, books);
         if (SCALED) {
 #pragma unroll
             for (int j = 0; j < 8; j++) a[rt][j] = mul2(a[rt][j], j % 2 ? group[rt].lower2 : group[rt].upper2);
@@ -217,7 +217,7 @@ INLINE void put4(u16* y, int row, int rows, float4 v, float by) {
         if (row + i < rows) y[row + i] = h[i];
 }
 
-// beside: ACT: scales of tokens, CODEC: one scale, LUT: the table's bytes.
+// beside: ACT: scales of tokens, ONE_SCALE: that one, LUT: the table's bytes. high: VECTORS: the two books.
 // part [row blocks x token blocks, slices, TOKENS, ROWS] and count [row blocks x token blocks] (0 before and after): for slices > 1
 extern "C" __global__ void __launch_bounds__(THREADS) product(const u8* x, const u8* low, const u8* high, const u8* meta, u16* y,
                                                               const float* beside, float* part_sums, int* count,
@@ -248,8 +248,11 @@ extern "C" __global__ void __launch_bounds__(THREADS) product(const u8* x, const
         if (d < steps) get(d);
         end_group();
     }
+    const uint4* books = (const uint4*)(shared + buffers * buffer + WN * WK * DEPTH * STAGE);
+    if (VECTORS)
+        for (int i = threadIdx.x; i < BOOKS_BYTES / 16; i += THREADS) ((uint4*)books)[i] = ((const uint4*)high)[i];
     Group group[RT];
-    if (GROUP == 0 && !CODEC) {
+    if (GROUP == 0 && !ONE_SCALE) {
 #pragma unroll
         for (int rt = 0; rt < RT; rt++) {
             const u32* m = (const u32*)(meta + ((size_t)min(tile + rt, tiles - 1) * 8 + lane / 4) * META);
@@ -262,7 +265,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) product(const u8* x, const
     wait_for_the_kernels_before();
     x += (size_t)token * inputs * 2;
     __shared__ float token_scales[TOKENS];
-    if ((ACT || CODEC) && threadIdx.x < tokens) token_scales[threadIdx.x] = beside[CODEC ? 0 : token + threadIdx.x];
+    if ((ACT || ONE_SCALE) && threadIdx.x < tokens) token_scales[threadIdx.x] = beside[ONE_SCALE ? 0 : token + threadIdx.x];
     const CopyX copy_x(xs, block, x, tokens, inputs);
     if (NT == 1 && !SPANS && !WIDE) {
         copy_x.now(shared, first, mine);
@@ -310,10 +313,10 @@ extern "C" __global__ void __launch_bounds__(THREADS) product(const u8* x, const
                 if (LUT) before[rt] = table;
             }
             const u32 metas = stage + LOW_BYTES + HIGH_BYTES;
-            step<0>(part, total, w, before, group, metas, x_at, x_now, block, lane);
-            step<1>(part, total, w, before, group, metas, x_at, x_now, block, lane);
-            step<2>(part, total, w, before, group, metas, x_at, x_now, block, lane);
-            step<3>(part, total, w, before, group, metas, x_at, x_now, block, lane);
+            step<0>(part, total, w, before, group, metas, x_at, x_now, block, lane, books);
+            step<1>(part, total, w, before, group, metas, x_at, x_now, block, lane, books);
+            step<2>(part, total, w, before, group, metas, x_at, x_now, block, lane, books);
+            step<3>(part, total, w, before, group, metas, x_at, x_now, block, lane, books);
             used = after(used);
             x_now += WK * 2 * block;
         }
@@ -327,7 +330,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) product(const u8* x, const
 #pragma unroll
                 for (int j = 0; j < 4; j++) {
                     const float sum = FOLDED ? total[rt][nt][j] : part[rt][nt][j];
-                    total[rt][nt][j] = sum * (SCALED || CODEC ? 1.f : j < 2 ? group[rt].upper : group[rt].lower);
+                    total[rt][nt][j] = sum * (SCALED || ONE_SCALE ? 1.f : j < 2 ? group[rt].upper : group[rt].lower);
                 }
     }
 
@@ -353,7 +356,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) product(const u8* x, const
         float4 v = *(const float4*)(sums + column * LINE + row);
 #pragma unroll
         for (int k = 1; k < WK; k++) v = v + *(const float4*)(sums + (k * TOKENS + column) * LINE + row);
-        if (slices == 1) put4(y + (size_t)column * rows, blockIdx.x * ROWS + row, rows, v, ACT || CODEC ? token_scales[column] : 1.f);
+        if (slices == 1) put4(y + (size_t)column * rows, blockIdx.x * ROWS + row, rows, v, ACT || ONE_SCALE ? token_scales[column] : 1.f);
         else *(float4*)(part_sums + ((size_t)blockIdx.y * TOKENS + column) * ROWS + row) = v;
     }
     if (slices == 1 || !last_of(count + tile_index, slices)) return;
@@ -370,7 +373,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) product(const u8* x, const
             for (int j = 0; j < 4; j++)
                 if (k + j < slices) v = v + some[j];
         }
-        put4(y + (size_t)column * rows, blockIdx.x * ROWS + row, rows, v, ACT || CODEC ? token_scales[column] : 1.f);
+        put4(y + (size_t)column * rows, blockIdx.x * ROWS + row, rows, v, ACT || ONE_SCALE ? token_scales[column] : 1.f);
     }
 }
 
@@ -378,22 +381,23 @@ extern "C" __global__ void __launch_bounds__(THREADS) product(const u8* x, const
 
 // 32 columns of a tile of the decoded matrix into shared memory, rows 272 bytes apart
 template <int U>
-INLINE void decode_unit(u32 to, const Words& w, const Words& before, const u8* meta, int lane) {
+INLINE void decode_unit(u32 to, const Words& w, const Words& before, const u8* meta, int lane, const uint4* books) {
     constexpr int g = U / (GROUP ? GROUP : 1);
     const u32* m = (const u32*)(meta + ((GROUP ? g * 8 : 0) + lane / 4) * META);
     Zero top, bottom;
     if (ASYM) top = zero_of(m[1] & 0xffff), bottom = zero_of(m[1] >> 16);
     u32 a[8], scale[2];
-    unit<U>(a, w, before, top, bottom);
-    if (!CODEC) scale[0] = scale_pair(m[0] & 0xffff), scale[1] = scale_pair(m[0] >> 16);
+    unit<U>(a, w, before, top, bottom, books);
+    if (!ONE_SCALE) scale[0] = scale_pair(m[0] & 0xffff), scale[1] = scale_pair(m[0] >> 16);
 #pragma unroll
     for (int j = 0; j < 8; j++) {                            // step j / 4, columns + 8 for j % 4 / 2, rows + 8 for j % 2
-        const u32 at = to + (lane / 4 + j % 2 * 8) * 272 + (U * 32 + j / 4 * 16 + j % 4 / 2 * 8 + lane % 4 * 2) * 2;
-        write4(at, CODEC ? a[j] : mul2(a[j], scale[j % 2]));
+        const int column = VECTORS ? lane % 4 * 8 + j / 2 * 2 : j / 4 * 16 + j % 4 / 2 * 8 + lane % 4 * 2;
+        const u32 at = to + (lane / 4 + j % 2 * 8) * 272 + (U * 32 + column) * 2;
+        write4(at, ONE_SCALE ? a[j] : mul2(a[j], scale[j % 2]));
     }
 }
 
-// the decoded matrix (CODEC: less its scale): one warp per tile and chunk; grid (chunks / 4, tiles), 4 warps
+// the decoded matrix (ONE_SCALE: without that): one warp per tile and chunk; grid (chunks / 4, tiles), 4 warps
 extern "C" __global__ void __launch_bounds__(128) matrix(const u8* low, const u8* high, const u8* meta, const float* beside, u16* out,
                                                              int rows, int inputs, int chunks) {
     __shared__ __align__(16) u8 tiles[4][16 * 272];
@@ -408,10 +412,10 @@ extern "C" __global__ void __launch_bounds__(128) matrix(const u8* low, const u8
     if (LUT) before = table_of(beside);
     const u8* m = meta + (GROUP ? at * META_BYTES : (size_t)tile * 8 * META);
     const u32 to = address(tiles[threadIdx.x / 32]);
-    decode_unit<0>(to, w, before, m, lane);
-    decode_unit<1>(to, w, before, m, lane);
-    decode_unit<2>(to, w, before, m, lane);
-    decode_unit<3>(to, w, before, m, lane);
+    decode_unit<0>(to, w, before, m, lane, (const uint4*)high);
+    decode_unit<1>(to, w, before, m, lane, (const uint4*)high);
+    decode_unit<2>(to, w, before, m, lane, (const uint4*)high);
+    decode_unit<3>(to, w, before, m, lane, (const uint4*)high);
     __syncwarp();
 #pragma unroll
     for (int i = 0; i < 8; i++) {

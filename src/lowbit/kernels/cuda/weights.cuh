@@ -4,10 +4,13 @@
 // CODEC: 8 weights of a lane and a 16 x 16 tile are 8 * BITS bits of a trellis' stream, which is a ring over the lanes; a weight is a
 // function of the 16 bits that end with its own (lowbit.dtypes._mul1), a half whatever x was. One scale for all.
 // LUT: a code is the place of a half in a table of 16, whose lower and upper bytes are looked up by prmt, eight places at once.
+// VECTORS: 16 bits are eight columns in a row, two entries of eight halves each: 1 E8P, |a| by the upper byte, signs by the lower
+// one, whose lowest bit is the shift; 2 additive, whose second book is held negative. A lane's columns of a unit lie side by side,
+// so x comes in another order (vectors.py).
 //
 // Compiled with: BITS 2|3|4|5|6|8|16, HALF 0 bfloat16 | 1 float16, GROUP units of 32 columns (0: a scale per row), ASYM, SCALED 1: weights
 // are scaled, rounded as decoding rounds them; CODEC 0 | 1 (then BITS 2|3|4, HALF 1, GROUP 0), LUT 0 | 1 (then BITS 4, not ASYM),
-// OUT 0: results are of the type of x | 1: bfloat16, WIDE 1: products are wgmma.
+// VECTORS 0 | 1 | 2 (then BITS 2, HALF 1, GROUP 0, not ASYM), OUT 0: results are of the type of x | 1: bfloat16, WIDE 1: products are wgmma.
 
 #ifndef CODEC
 #define CODEC 0
@@ -16,6 +19,12 @@
 #ifndef LUT
 #define LUT 0
 #endif
+#ifndef VECTORS
+#define VECTORS 0
+#endif
+
+constexpr bool ONE_SCALE = CODEC || VECTORS == 1;            // for all weights, beside them
+constexpr int BOOKS_BYTES = VECTORS ? 2 * 256 * 16 : 0;
 
 constexpr bool ODD = BITS == 3 || BITS == 5;
 constexpr int LOW = ODD ? BITS - 1 : BITS;                   // a lane's words of a chunk: 2 * LOW low ones, and two high ones if ODD
@@ -166,10 +175,26 @@ INLINE void looked_up(u32* a, u32 w, const u32* table) {
     }
 }
 
+// VECTORS: the four pairs of eight columns in a row
+INLINE void eight(u32 (&pairs)[4], u32 code, const uint4* books) {
+    const uint4 p = books[code & 255], q = books[256 + (code >> 8)];
+    const u32 one[4] = {p.x, p.y, p.z, p.w}, other[4] = {q.x, q.y, q.z, q.w};
+    const u32 shift = 0xB400B400u ^ (code & 1) * 0x80008000u;        // -1/4, or 1/4 where the bit is set; taken off
+#pragma unroll
+    for (int j = 0; j < 4; j++) pairs[j] = VECTORS == 1 ? sub2(one[j] ^ other[j], shift) : sub2(one[j], other[j]);
+}
+
 // the operands of two steps (32 columns, unit U of the chunk) of one tile: a[4 * step + register]. before: CODEC: the words of the
 // lane before; LUT: the table
 template <int U>
-INLINE void unit(u32 (&a)[8], const Words& words, const Words& before, const Zero& top, const Zero& bottom) {
+INLINE void unit(u32 (&a)[8], const Words& words, const Words& before, const Zero& top, const Zero& bottom, const uint4* books) {
+    if constexpr (VECTORS) {                                 // of row r in the lower half of the unit's word, of row r + 8 in the upper one
+        u32 upper[4], lower[4];
+        eight(upper, words.low[U] & 0xffff, books), eight(lower, words.low[U] >> 16, books);
+#pragma unroll
+        for (int j = 0; j < 4; j++) a[2 * j] = upper[j], a[2 * j + 1] = lower[j];
+        return;
+    }
     if constexpr (CODEC) {
         decoded_tile<2 * U>(a, words, before), decoded_tile<2 * U + 1>(a + 4, words, before);
         return;
