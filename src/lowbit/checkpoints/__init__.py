@@ -24,12 +24,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lowbit import formats
 from lowbit.checkpoints.folder import Folder, Shard, write_shard, write_text
 from lowbit.checkpoints.folder.finish import complete
 from lowbit.core.errors import CheckpointError, FormatError, nearest
 from lowbit.core.shelf import Shelf
 from lowbit.formats import Format, Quantized
+from lowbit.formats._narrow import narrow, side_of
 
 if TYPE_CHECKING:
     from lowbit.kernels.activation import Activation
@@ -139,11 +139,10 @@ class Stored:
             return self.folder.tensor(name, device)
 
         found: Quantized = self.form.quantized(self._modules[module], self.formats[module], get)
-        rule = formats.shelf.get(found.format.rule)
-        if bits is not None and not hasattr(rule, "narrow"):
+        if bits is not None and side_of(found) is None:
             fact = f"{module} is stored as {found.format}, which has one precision"
             raise FormatError(f"bits={bits}: {fact}. Leave bits out.")
-        return found if bits is None else rule.narrow(found, bits)
+        return found if bits is None else narrow(found, bits)
 
 
 def input_tensors(module: str, activation: "Activation | None") -> dict[str, Tensor]:

@@ -21,7 +21,6 @@ matrix inside the sides:
     codec(grid) -> lowbit.solvers.codec.Codec           optional: how solvers round onto it
     TRAINED = {part: function}                          optional: parts that tuners train -> how each is made storable again
     PACKED                                              optional: {part: bits} of parts that are codes, [out, groups] in uint8
-    narrow(quantized, bits) -> Quantized                optional: the same matrix read at fewer bits
     parse(number, words) -> Format                      only in a file that is a head itself (nvfp4, mxfp, fp8)
     EXAMPLES                                            names of formats that the file makes, for lists and for conformance
 """

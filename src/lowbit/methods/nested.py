@@ -1,30 +1,31 @@
-"""nested - one file for all precisions from 2 bits up: the top bits of each code are a code of their own.
+"""nested - one file for all precisions from 2 bits to 8: fine integers, and what they need to be read at 4 bits.
 
-In / Out  W [out, in], H = E[x xT], C = E[x_ref xT] -> Quantized in a nested format: `nested(2-8)` is read at 2 to 8 bits,
-          lowbit.load(folder, bits=4), `lowbit evaluate FOLDER --bits 4`.
-Idea      The 4-bit codes are solved first, with feedback; then the bits below them (solvers/nested.py). Rates below 4 are
-          the top bits of the 4-bit codes. The target is that of gptaq.
-Source    Any-Precision LLM (2402.10517) for growing the finer codes out of the coarse ones; MatQuant (2502.06786) for one
-          integer code. Both let a weight's cell decide; here feedback may leave it by a quarter.
+In / Out  W [out, in], H = E[x xT], C = E[x_ref xT] -> Quantized in an integer format with the side `nested`: `nested(2-8)` is
+          read at 2 to 8 bits, lowbit.load(folder, bits=4), `lowbit evaluate FOLDER --bits 4`.
+Idea      The codes of the highest rate are those of gptaq. The 4-bit codes are rounded with the same feedback to the same
+          target, each to one of the two values next to its fine one (solvers/nested.py), and cost a bit a weight and a scale a
+          group. Other rates are top bits: of the fine codes above 4, of the 4-bit codes below.
+Source    One file for several rates: Any-Precision LLM (2402.10517), MatQuant (2502.06786). The bit of direction: lowbit's own.
 Defaults  Groups of 128, damp 0.01, sweeps 3, alpha 0.5 (as gptaq).
-Figures   solvers/nested.py.
-Traps     Made for 4 bits and the highest rate. Rates between them are worth about a bit less (docs/LOG.md); at 2 and 3 the
-          range of the 4-bit grid is too wide: a file made for them is much better. No correction of the stream by rate:
-          blocks are calibrated behind blocks at the highest rate.
-          Read at 2 to 4 bits it runs on a CPU as plain integers do; above, and on a GPU, on the reference.
+Figures   FIGURES
+Traps     9.25 bits on the disk for `2-8`; read at `bits` it takes what plain integers of that rate take, and their kernels run.
+          Made for 4 bits and the highest rate: at 5 to 7 it is worth about as many bits of nearest values; at 2 and 3 the
+          range of the 4-bit grid is too wide, a file made for them is much better.
 """
 
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
+from lowbit import sides
 from lowbit.core.errors import FormatError, RecipeError
-from lowbit.formats import Format, Grid, Quantized
+from lowbit.formats import Format, Quantized
+from lowbit.formats import parse as parse_format
 from lowbit.methods import Method
-from lowbit.solvers import damping, grid, ldl
-from lowbit.solvers import nested as codes_of
+from lowbit.sides.nested import Nested as Side
+from lowbit.solvers import damping, grid
+from lowbit.solvers import nested as coarse
 from lowbit.solvers.target import trusted
 from lowbit.statistics import Stats
 
@@ -42,32 +43,28 @@ class Nested(Method):
     needs: ClassVar[tuple[str, ...]] = ("second_moment", "cross_moment")
 
     def __post_init__(self) -> None:
-        if self.rates not in {f"2-{most}" for most in range(3, 9)}:
-            raise RecipeError(f"nested({self.rates}): top bits are codes from 2 bits on, to 8. Use 2-8.")
+        if self.rates not in {f"2-{most}" for most in range(5, 9)}:
+            raise RecipeError(f"nested({self.rates}): a file is read from 2 bits on to its highest rate, 5 to 8. Use 2-8.")
 
     @property
     def format(self) -> str:
         """What it rounds to."""
-        return f"nested{self.rates[-1]}-g{self.group}"
+        return f"int{self.rates[-1]}-g{self.group}-nested{self.group}"
 
     def solve(self, weight: Tensor, stats: Stats, format: Format) -> Quantized:
-        if format.rule != "nested" or format.sides:
-            raise FormatError(f"nested: {format} is no nested format. Use nested8-g128.")
+        side = sides.get(format.sides[0]) if len(format.sides) == 1 else None
+        if not isinstance(side, Side) or format.rule != "symmetric":
+            raise FormatError(f"nested: {format} is not read at several rates. Use {self.format}.")
         moment, cross, target = stats.get("second_moment"), stats.get("cross_moment"), weight.float()
         if moment is None or not stats.tokens:
-            given = grid.problem(torch.eye(weight.shape[1], device=weight.device), weight.shape[1])
-            given.report["fallback"] = "no input was seen: every weight to its nearest value"
+            return grid.unseen(weight, format, "rtn(search=mse)")
+        given = grid.problem(moment, stats.tokens)
+        if cross is None:
+            grid.uncorrected(given)
         else:
-            given = grid.problem(moment, stats.tokens)
-            if cross is None:
-                grid.uncorrected(given)
-            else:
-                target = trusted(target, moment, cross, stats.tokens, 0.01, self.alpha)
-        fitted = format.fit(target)
-        factor = damping.factorise(given.moment, damping.rounding_order(given.moment, "activation"), self.damp)
-        codes, shares = codes_of.solve(target, given.moment, factor, fitted, self.sweeps)
-        found = Quantized(format, codes, fitted.parts | {"shares": shares}, fitted.shape, dict(given.report))
-        found.report["damp"] = factor.damp
-        lost = ldl.loss(target - Grid(format, found.parts, found.shape).decode(codes), given.moment)
-        found.report["error"] = lost / max(ldl.loss(weight.float(), given.moment), 1e-300)
-        return found
+            target = trusted(target, moment, cross, stats.tokens, 0.01, self.alpha)
+        fine = grid.solve(weight, given, format.core, target=target, damp=self.damp, sweeps=self.sweeps)
+        factor = damping.factor_of(given.moment, "activation", self.damp)
+        start = grid.searched(parse_format(f"int4-g{side.group}"), target, given.moment)
+        parts = coarse.solve(target, given.moment, factor, start, fine.decode(), self.sweeps, side)
+        return Quantized(format, fine.codes, fine.parts | parts, fine.shape, fine.report)

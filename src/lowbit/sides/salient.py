@@ -17,9 +17,9 @@ from torch import Tensor
 
 from lowbit.core.errors import FormatError
 from lowbit.sides import Parts
+from lowbit.sides._map import WORD, packed, unpacked
 
 EXAMPLES = ("salient10",)
-WORD = 32
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Salient:
         kept = torch.where(mask, missing.float(), 0.0)
         scale = (kept.abs().amax(1) / 127).clamp(2.0**-24, 65504.0).half()
         values = (kept / scale.float()[:, None]).round().clamp(-127, 127).to(torch.int8)
-        return {"salient_map": _packed(mask), "salient_values": values[mask], "salient_scale": scale}
+        return {"salient_map": packed(mask), "salient_values": values[mask], "salient_scale": scale}
 
     def into(self, weight: Tensor, parts: Parts) -> Tensor:
         return weight.float() - self._dense(weight.shape, parts)
@@ -70,18 +70,10 @@ class Salient:
 
     def _dense(self, shape: tuple[int, ...], parts: Parts) -> Tensor:
         """S [out, in]."""
-        words = parts["salient_map"][:, :, None] >> torch.arange(WORD, device=parts["salient_map"].device) & 1
-        mask = words.flatten(1)[:, : shape[1]].bool()
+        mask = unpacked(parts["salient_map"], shape[1])
         dense = torch.zeros(mask.shape, device=mask.device)
         dense[mask] = parts["salient_values"].float()
         return dense * parts["salient_scale"].float()[:, None]
-
-
-def _packed(mask: Tensor) -> Tensor:
-    """A mask [out, in] as words of 32 bits."""
-    wide = torch.nn.functional.pad(mask.long(), (0, -mask.shape[1] % WORD)).view(mask.shape[0], -1, WORD)
-    words = (wide << torch.arange(WORD, device=mask.device)).sum(2)
-    return torch.where(words < 1 << 31, words, words - (1 << 32)).to(torch.int32)
 
 
 def side(number: str) -> Salient:
