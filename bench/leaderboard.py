@@ -1,10 +1,12 @@
 """leaderboard - every method at every size on lowbit-tiny: measures the sentences, then writes the page and its picture.
 
-    python bench/leaderboard.py run DATA [--device cuda] [--jobs 6] [--limit SECONDS] [SENTENCE ...]
+    python bench/leaderboard.py run DATA [--device cuda] [--jobs 6] [--limit SECONDS] [--calibration FILE] [--samples 64]
+                                [SENTENCE ...]
     python bench/leaderboard.py page
 
 DATA: a folder with calibration.txt, evaluation-books.txt, evaluation-docs.txt and wikitext2-test.txt. 64 windows calibrate, 32
-of each text evaluate. Each sentence runs in a process of its own, so seconds on a GPU are those beside the other jobs.
+of each text evaluate; another FILE or more windows are said in a row's name. Each sentence runs in a process of its own, so
+seconds on a GPU are those beside the other jobs.
 Sentences that differ only in their finishers ("gptaq(int4-g128) + kl_tuning", "gptaq(int4-g128) + kl_rounding") share a
 process: the second run takes up the first one's blocks, as a run that was killed would.
 """
@@ -37,7 +39,7 @@ SENTENCES = (
     "autoround(int4-g128-asym) + kl_tuning", "autoround(int4-g128-asym) + kl_rounding", "autoround(int3-g128) + kl_rounding",
     "autoround(int3-g128) + kl_rounding + kl_tuning", "autoround(int2-g128) + kl_rounding",
     "autoround(int2-g128) + kl_rounding + kl_tuning", "efficientqat(int2-g128-asym) + e2e_qp", "gptaq(trellis2) + kl_tuning",
-    "gptaq(trellis2) + block_tuning + kl_tuning", "gptaq(trellis3) + kl_tuning", "yaqa(trellis2)",
+    "gptaq(trellis2) + block_tuning + kl_tuning", "gptaq(trellis3) + kl_tuning", "yaqa(trellis2)", "nested(2-8)",
 )  # fmt: skip
 WINDOWS, SAMPLES, LENGTH = 32, 64, 2048
 FAMILIES = {r"\(trellis": "trellis codes", r"\(int\d-g128(-asym)?[,)]": "integers that engines load"}
@@ -57,7 +59,7 @@ Quality, size and time by sentence on lowbit-tiny, by the protocol of [Measuring
 TABLE = ["| sentence | bits | books | docs | wikitext2 | seconds |", "|---|--:|--:|--:|--:|--:|"]
 
 
-def one(sentences: list[str], data: Path, device: str) -> None:
+def one(sentences: list[str], data: Path, device: str, calibration: Path, samples: int) -> None:
     """Quantize by sentences that differ at most in their finishers, measure, keep the rows."""
     import torch
 
@@ -76,7 +78,7 @@ def one(sentences: list[str], data: Path, device: str) -> None:
             if number:
                 _take_up(blocks, out.with_name(f"{number}.partial"), sentence)
             with _kept(blocks) as moment:
-                asked = {"calibration": str(data / "calibration.txt"), "samples": SAMPLES, "device": device}
+                asked = {"calibration": str(calibration), "samples": samples, "device": device}
                 lowbit.quantize(str(MODEL), sentence, out=str(out), **asked)  # type: ignore[arg-type]
             seconds = taken + time.perf_counter() - start
             taken = taken or moment[0] - start if moment else 0.0
@@ -84,7 +86,9 @@ def one(sentences: list[str], data: Path, device: str) -> None:
                 model = dense(load(str(out), device=device, bits=rate), device)
                 size = measure.bits_per_weight(load(str(out), bits=rate))
                 found = {Path(n).stem: measure.divergence(model.float(), t, reference).summary() for n, t in texts.items()}
-                _keep(sentence + (f", read at {rate} bits" if rate else ""), size, seconds, found)
+                other = calibration != data / "calibration.txt" or samples != SAMPLES
+                told = f"{sentence}, {samples} windows of {calibration.stem}" if other else sentence
+                _keep(told + (f", read at {rate} bits" if rate else ""), size, seconds, samples, found)
 
 
 @contextmanager
@@ -133,12 +137,12 @@ def dense(model: Any, device: str) -> Any:
     return model
 
 
-def _keep(sentence: str, bits: float, seconds: float, found: dict[str, Any]) -> None:
+def _keep(sentence: str, bits: float, seconds: float, samples: int, found: dict[str, Any]) -> None:
     """Keep the row of a measured sentence."""
     figures = {key: {name: text[key] for name, text in found.items()} for key in ("kl", "kl_se", "perplexity")}
     milli = {key: {n: round(1000 * v, 2) for n, v in figures[key].items()} for key in ("kl", "kl_se")}
     perplexity = {n: round(v, 3) for n, v in figures["perplexity"].items()}
-    told = {"recipe": sentence, "bits_per_weight": round(bits, 4), "seconds": round(seconds, 1), "samples": SAMPLES}
+    told = {"recipe": sentence, "bits_per_weight": round(bits, 4), "seconds": round(seconds, 1), "samples": samples}
     keep("leaderboard", **told, **milli, perplexity=perplexity)
 
 
@@ -156,7 +160,7 @@ def started(sentences: list[str]) -> list[list[str]]:
     return list(groups.values())
 
 
-def run(data: Path, device: str, jobs: int, limit: float, sentences: list[str]) -> None:
+def run(data: Path, options: list[str], jobs: int, limit: float, sentences: list[str]) -> None:
     """Every start in its own process, `jobs` at a time; what has not ended after `limit` seconds is stopped."""
     start, waiting, running = time.monotonic(), started(sentences), list[tuple[str, subprocess.Popen[bytes]]]()
     while waiting or running:
@@ -172,7 +176,7 @@ def run(data: Path, device: str, jobs: int, limit: float, sentences: list[str]) 
             break
         while waiting and len(running) < jobs:
             group = waiting.pop(0)
-            command = [sys.executable, __file__, "one", str(data), "--device", device, *group]
+            command = [sys.executable, __file__, "one", str(data), *options, *group]
             running.append((group[0], subprocess.Popen(command, stderr=subprocess.DEVNULL)))
         time.sleep(0.2)
 
@@ -250,13 +254,17 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--limit", type=float, default=3600)
+    parser.add_argument("--calibration", type=Path)
+    parser.add_argument("--samples", type=int, default=SAMPLES)
     asked = parser.parse_intermixed_args()
+    calibration = asked.calibration or (asked.data or Path()) / "calibration.txt"
     if asked.action == "page":
         page()
     elif asked.action == "one":
-        one(asked.sentences, asked.data, asked.device)
+        one(asked.sentences, asked.data, asked.device, calibration, asked.samples)
     else:
-        run(asked.data, asked.device, asked.jobs, asked.limit, asked.sentences or list(SENTENCES))
+        options = ["--device", asked.device, "--calibration", str(calibration), "--samples", str(asked.samples)]
+        run(asked.data, options, asked.jobs, asked.limit, asked.sentences or list(SENTENCES))
 
 
 if __name__ == "__main__":
