@@ -7,7 +7,7 @@ Idea      The codes of the highest rate are those of gptaq. The 4-bit codes are 
           group. Other rates are top bits: of the fine codes above 4, of the 4-bit codes below.
 Source    One file for several rates: Any-Precision LLM (2402.10517), MatQuant (2502.06786). The bit of direction: lowbit's own.
 Defaults  Groups of 128, damp 0.01, sweeps 3, alpha 0.5 (as gptaq).
-Figures   FIGURES
+Figures   Linears of lowbit-tiny: within 1 % of gptq(int4-g128) and equal to gptaq(int8-g128) (docs/LOG.md).
 Traps     9.25 bits on the disk for `2-8`; read at `bits` it takes what plain integers of that rate take, and their kernels run.
           Made for 4 bits and the highest rate: at 5 to 7 it is worth about as many bits of nearest values; at 2 and 3 the
           range of the 4-bit grid is too wide, a file made for them is much better.
