@@ -9,8 +9,8 @@ Source    SpQR (2306.03078), section 4. There a threshold decides and their numb
 Defaults  damp 0.01, sweeps 3 (coordinate descent, as gptq), alpha 0.5 (as gptaq).
 Figures   lowbit-tiny, 3.86 bits, KL in milli-nats on books / docs / wikitext2: 58.5 / 62.4 / 136.2; gptq(int4-g128), 4.125
           bits: 37.5 / 41.4 / 87.2. Its linears, tr(E H ET) / tr(W H WT), alpha 0: 0.0045, with e4m3 scales 0.0050 at 3.91 bits;
-          gptq(int4-g128) 0.0024: three bits with entries do not reach four (docs/LOG.md). With 0.4 % of the weights 8 times their
-          size 0.0038 and 0.0059: single large weights are what the method is for.
+          gptq(int4-g128) 0.0024: three bits with entries do not reach four (docs/LOG.md). With 0.4 % of the weights 8 times
+          their size 0.0038 and 0.0059: single large weights are what the method is for.
 Traps     Entries beside the grid cost 32 bits each; a share above 1 % is better spent on bits of the grid.
 """
 
