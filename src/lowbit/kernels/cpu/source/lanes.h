@@ -80,6 +80,7 @@ inline Ints where_less(Floats a, Floats b, Ints then, Ints otherwise) {
 inline Floats pick(Floats a, Ints at) { return _mm512_permutexvar_ps(at, a); }
 /// The low byte of each lane.
 inline void store_bytes(uint8_t *p, Ints a) { _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(a)); }
+inline Floats greater(Floats a, Floats b) { return _mm512_max_ps(a, b); }
 /// Rounded to half precision and back.
 inline Floats halved(Floats a) { return _mm512_cvtph_ps(_mm512_cvtps_ph(a, 0)); }
 
@@ -178,6 +179,7 @@ inline void store_bytes(uint8_t *p, Ints x) {
   const __m256i words = _mm256_permute4x64_epi64(_mm256_packus_epi32(x.a, x.b), 0xD8);
   _mm_storeu_si128((__m128i *)p, _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
 }
+inline Floats greater(Floats x, Floats y) { return {_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)}; }
 inline Floats halved(Floats x) { return {_mm256_cvtph_ps(_mm256_cvtps_ph(x.a, 0)), _mm256_cvtph_ps(_mm256_cvtps_ph(x.b, 0))}; }
 #undef HALVES
 
@@ -186,5 +188,17 @@ inline Floats halved(Floats x) { return {_mm256_cvtph_ps(_mm256_cvtps_ph(x.a, 0)
 
 /// Sixteen floats stored as bfloat16.
 inline Floats halves(const uint16_t *p) { return as_floats(left(shorts(p), 16)); }
+
+/// e^x to 2e-7 of it; what lies below e^-87 or above e^88 is that. NaN stays NaN: of two, min and max give the second then.
+inline Floats exponential(Floats x) {
+  x = lesser(fill(88.0f), greater(fill(-87.0f), x));
+  const Ints n = whole(times(x, fill(1.44269504f)));
+  const Floats r = unfuse(real(n), fill(-2.12194440e-4f), unfuse(real(n), fill(0.693359375f), x));
+  Floats p = fill(1.9875691500e-4f);
+  constexpr float rest[] = {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f};
+  EACH(i, 5) p = fuse(p, r, fill(rest[i]));
+  p = plus(fuse(p, times(r, r), r), fill(1.0f));
+  return as_floats(plus(as_ints(p), left(n, 23)));
+}
 
 } // namespace
