@@ -1,38 +1,36 @@
-"""The decode loop on the CPU: without graphs, its tokens are those of transformers' generate; text comes in characters."""
+"""The decode loop on the CPU: its tokens are those of transformers' generate, step by step, by a model's own forward, and as a
+graph would hold it; text comes in characters."""
 
+import copy
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from lowbit.formats import parse
+from lowbit.kernels.cpu import _build
 from lowbit.layers import joined
 from lowbit.layers.linear import QuantizedLinear
+from lowbit.layers.loading import load
+from lowbit.pipeline.source import tokenizer_of
 from lowbit.serving import loop
+from lowbit.serving._bursts import Graphs
 from lowbit.serving.local import Local
 from lowbit.testing._tiny import tiny
 
-
-@pytest.fixture
-def eager(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Graphs that call what they would replay, reads that are there at once."""
-
-    def graph(self: loop.Loop, temperature: float) -> Any:
-        return SimpleNamespace(replay=lambda: self._one(self._choose(temperature)))
-
-    def read(self: loop.Loop, start: int, stop: int) -> Any:
-        return self._written[start:stop].clone(), SimpleNamespace(synchronize=lambda: None)
-
-    monkeypatch.setattr(loop.Loop, "_graph", graph)
-    monkeypatch.setattr(loop.Loop, "_read", read)
+MODEL = Path(__file__).parents[2] / "models" / "lowbit-tiny"
+on_cpu = pytest.mark.skipif(bool(_build.missing()), reason=_build.missing())
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gemma2"])
 @torch.no_grad()
-def test_tokens_are_those_of_generate(name: str, eager: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop.step, "refusal", lambda model: "tested in Triton's interpreter")
+def test_tokens_of_a_forward_are_those_of_generate(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop.step, "refusal", lambda model: "the forward is what is tested")
     model = tiny(name, sliding_window=64)
     ids = torch.randint(3, 256, (1, 9))
     model.generation_config.eos_token_id = None
@@ -48,23 +46,98 @@ def test_tokens_are_those_of_generate(name: str, eager: None, monkeypatch: pytes
 @pytest.mark.parametrize("name", ["mistral", "cohere2", "gemma2"])
 @pytest.mark.parametrize("prompt", [9, 21])
 @torch.no_grad()
-def test_a_graph_follows_a_window(name: str, prompt: int, eager: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_graph_follows_a_window(name: str, prompt: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a graph holds is what the host did once: traced, a token is the same operations wherever it stands."""
 
-    def graph(self: loop.Loop, temperature: float) -> Any:
-        choose = self._choose(temperature)
-        self._cache.reset()
+    def traced(_: loop.Calls, key: float, one: Callable[[], None], reset: Callable[[], None]) -> Any:
+        reset()
         for _ in range(2):
-            self._one(choose)
-        return SimpleNamespace(replay=make_fx(lambda: self._one(choose))())
+            one()
+        return make_fx(one)()
 
-    monkeypatch.setattr(loop.step, "refusal", lambda model: "tested in Triton's interpreter")
-    monkeypatch.setattr(loop.Loop, "_graph", graph)
+    monkeypatch.setattr(loop.step, "refusal", lambda model: "the forward is what is tested")
+    monkeypatch.setattr(loop.Calls, "prepared", traced)
     model = tiny(name, seed=1, sliding_window=16)
     ids = torch.randint(3, 256, (1, prompt))
     model.generation_config.eos_token_id = None
     wanted = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False, pad_token_id=0)
     assert list(loop.Loop(model).tokens(ids, 20)) == wanted[0, prompt:].tolist()
+
+
+@on_cpu
+@pytest.mark.parametrize("name", ["llama", "qwen2", "mistral"])
+@torch.no_grad()
+def test_tokens_step_by_step_are_those_of_generate(name: str) -> None:
+    """Greedy and drawn, of prompts of several lengths, with a cache that grows, and up to the end of a text."""
+    model = tiny(name, sliding_window=None, max_position_embeddings=2048)
+    model.generation_config.eos_token_id = None
+    made = loop.Loop(copy.deepcopy(model))
+    for length in (1, 9, 290, 40):
+        ids = torch.randint(3, 256, (1, length))
+        for temperature in (0.0, 0.7):
+            wanted = written(model, ids, 30, temperature)
+            torch.manual_seed(1)
+            assert list(made.tokens(ids, 30, temperature)) == wanted, (length, temperature)
+    assert made._step is not None and made._room == 512
+    made.model.generation_config.eos_token_id = [wanted[12]]
+    torch.manual_seed(1)
+    assert list(made.tokens(ids, 30, 0.7)) == wanted[: wanted.index(wanted[12]) + 1]
+
+
+@on_cpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_the_bundled_model_writes_what_generate_writes(dtype: torch.dtype) -> None:
+    """In bfloat16 two orders of sums may part where two tokens are all but equal: whatever a step takes is likely enough."""
+    model, told = load(MODEL, dtype=dtype), Local.__new__(Local)
+    told.tokenizer = tokenizer_of(MODEL)
+    ids = told.tokenizer("The history of", return_tensors="pt")["input_ids"]
+    wanted = written(model, ids, 60, 0.0)
+    assert not loop.refusal(model)
+    found = list(loop.Loop(copy.deepcopy(model)).tokens(ids, 60))
+    if dtype == torch.float32:
+        assert found == wanted
+    logits = model(torch.cat([ids, torch.tensor([found])], 1)).logits[0, ids.shape[1] - 1 : -1].float()
+    behind = logits.amax(1) - logits.gather(1, torch.tensor(found)[:, None])[:, 0]
+    assert float(behind.max()) < (1e-3 if dtype == torch.float32 else 0.15)
+
+
+def written(model: Any, ids: Tensor, count: int, temperature: float) -> list[int]:
+    """What transformers' generate gives from seed 1."""
+    how: dict[str, Any] = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
+    torch.manual_seed(1)
+    told = {"attention_mask": torch.ones_like(ids), "max_new_tokens": count, "pad_token_id": 0}
+    found: list[int] = model.generate(ids, **told, **how)[0, ids.shape[1] :].tolist()
+    return found
+
+
+@on_cpu
+def test_what_has_no_loop_says_why() -> None:
+    model = tiny("llama", sliding_window=None)
+    assert not loop.refusal(model)
+    model.generation_config.repetition_penalty = 1.0
+    assert not loop.refusal(model)
+    model.generation_config.repetition_penalty = 1.1
+    assert loop.refusal(model) == "its generation config asks for repetition_penalty"
+    assert loop.refusal(tiny("qwen3")) == "its blocks are Qwen3DecoderLayer"
+    assert loop.refusal(tiny("mistral", sliding_window=16)) == "some of its blocks attend to a window"
+    assert "float16" in loop.refusal(tiny("llama", sliding_window=None).half())
+    assert loop.refusal(tiny("llama", head_dim=24, sliding_window=None)) == "its heads are 24 wide; multiples of 16 are taken"
+    model = tiny("llama", sliding_window=None)
+    model.model.layers[1].mlp.up_proj = torch.nn.Sequential(model.model.layers[1].mlp.up_proj)
+    assert loop.refusal(model) == "its linears of one input cannot be joined"
+
+
+def test_graphs_hand_out_a_burst_when_the_next_one_is_started() -> None:
+    started: list[int] = []
+
+    def bursts() -> Iterator[Any]:
+        for number in range(3):
+            started.append(number)
+            yield lambda number=number: [number]
+
+    seen = [(read(), len(started)) for read in Graphs().in_turn(bursts())]
+    assert seen == [([0], 2), ([1], 3), ([2], 3)]
 
 
 @torch.no_grad()
@@ -85,7 +158,7 @@ def test_joined_linears_give_what_they_gave(monkeypatch: pytest.MonkeyPatch) -> 
     assert torch.allclose(model(ids).logits, wanted, atol=1e-4)
 
 
-def test_a_token_of_another_choice_is_drawn_by_its_share(eager: None) -> None:
+def test_a_token_of_another_choice_is_drawn_by_its_share() -> None:
     model = SimpleNamespace(generation_config=SimpleNamespace(top_k=2, top_p=1.0))
     made = loop.Loop.__new__(loop.Loop)
     made.model = model

@@ -146,11 +146,13 @@ def test_solvers_by_panels_equal_their_loops(text: str, monkeypatch: pytest.Monk
 @inside
 @pytest.mark.parametrize("name", ["llama", "qwen2"])
 @torch.no_grad()
-def test_a_step_equals_the_forward_of_transformers(name: str) -> None:
+def test_a_step_equals_the_forward_of_transformers(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lowbit.kernels.triton import _step
     from lowbit.layers import joined, step
     from lowbit.serving.loop import Loop
     from lowbit.testing._tiny import tiny
 
+    monkeypatch.setattr(step.kernels, "find", lambda device: _step)
     model = tiny(name, sliding_window=None)
     ids = torch.randint(3, 256, (1, 20))
     wanted = model(ids).logits[0]
@@ -184,18 +186,16 @@ def test_the_first_of_equal_logits_is_taken() -> None:
 @inside
 @torch.no_grad()
 def test_a_loop_takes_the_tokens_of_generate(monkeypatch: pytest.MonkeyPatch) -> None:
-    from types import SimpleNamespace
-
+    from lowbit.kernels.triton import _step
     from lowbit.serving import loop
     from lowbit.testing._tiny import tiny
 
+    monkeypatch.setattr(loop.step.kernels, "find", lambda device: _step)
     model = tiny("llama", sliding_window=None)
     model.generation_config.eos_token_id = None
     ids = torch.randint(3, 256, (1, 9))
     wanted = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False, pad_token_id=0)
     made = loop.Loop(model)
-    monkeypatch.setattr(made, "_graph", lambda _: SimpleNamespace(replay=lambda: made._one(loop.likeliest)))
-    monkeypatch.setattr(made, "_read", lambda a, b: (made._written[a:b].clone(), SimpleNamespace(synchronize=lambda: None)))
     assert list(made.tokens(ids, 6)) == wanted[0, 9:].tolist()
     assert made._step is not None
 

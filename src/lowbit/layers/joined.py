@@ -19,6 +19,9 @@ from lowbit.architectures import Architecture
 from lowbit.formats import Quantized
 from lowbit.layers.linear import QuantizedLinear
 
+LINEARS = (nn.Linear, QuantizedLinear)
+"""What can be joined."""
+
 
 class Joined:
     """The product of several linears. whole: the linear of all rows. rows: of each."""
@@ -77,11 +80,18 @@ def join(model: Any, config: Any) -> Any:
     return model
 
 
-def _join(block: nn.Module, names: Sequence[str]) -> None:
+def can_join(block: nn.Module, names: Sequence[str]) -> bool:
+    """Whether the linears of these names share what `join` makes, or will once it is called."""
     present = dict(block.named_modules())
     linears = [present[name] for name in names if name in present]
-    if len(linears) < max(2, len(names)) or not all(isinstance(linear, nn.Linear | QuantizedLinear) for linear in linears):
+    some = {type(linear) for linear in linears}
+    return len(linears) == len(names) > 1 and (some == {Part} or all(issubclass(kind, LINEARS) for kind in some))
+
+
+def _join(block: nn.Module, names: Sequence[str]) -> None:
+    if not can_join(block, names) or isinstance(block.get_submodule(names[0]), Part):
         return
+    linears: list[Any] = [block.get_submodule(name) for name in names]
     joined = Joined(_whole(linears) or Side(linears), [linear.out_features for linear in linears])
     for number, name in enumerate(names):
         block.set_submodule(name, Part(joined, number))

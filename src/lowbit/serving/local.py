@@ -1,7 +1,7 @@
 """local - one prompt or one conversation with a model on this machine, token by token.
 
-Idea      transformers' own `generate` over lowbit's packed layers; on a GPU, where the model can be captured, the loop of
-          serving/loop.py instead. Text is handed out as soon as it is whole characters.
+Idea      transformers' own `generate` over lowbit's packed layers; where nothing refuses, the loop of serving/loop.py instead.
+          Text is handed out as soon as it is whole characters.
           kv: a policy of lowbit.kvcache; each call of `stream` or `reply` starts an empty cache.
 """
 

@@ -1,15 +1,17 @@
-"""loop - token after token on a GPU: one CUDA graph a token, no word from the host in between.
+"""loop - token after token: on a GPU one CUDA graph a token, no word from the host in between; on a CPU few calls a token.
 
-Idea      A prompt goes through the model's own forward; its keys and values come into a cache of fixed size. A token then is a
-          graph: embedding, blocks, head, choice of the next token, which the graph itself writes where the next replay reads
-          it. The host starts a burst of replays, and reads the tokens of the burst before meanwhile: it never waits for one.
-          Decoders of Llama's shape run step by step (layers/step.py); others run their own forward inside the graph.
+Idea      A prompt goes through the model's own forward; its keys and values come into a cache of fixed size. A token then is
+          the same operations on the same memory: embedding, blocks, head, choice of the next token, which is written where the
+          next one reads it. On a GPU they are a graph: the host starts a burst of replays, and reads the tokens of the burst
+          before meanwhile, so it never waits for one (serving/_bursts.py).
+          Decoders of Llama's shape run step by step (layers/step.py); on a GPU others run their own forward inside the graph.
 Traps     What cannot be captured (experts that look at their tokens on the host) has no loop: `refusal` says so, and the caller
-          uses transformers' generate. A token that ends the text is noticed a burst later; what was computed after it is lost.
+          uses transformers' generate. On a GPU a token that ends the text is noticed a burst later; what was computed after it
+          is lost.
 """
 
 import inspect
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -25,34 +27,41 @@ from transformers.generation.logits_process import (
 
 from lowbit.layers import joined, step
 from lowbit.layers.experts import Experts
+from lowbit.serving._bursts import Calls, Graphs, Read
 
-BURST = 8
-"""Tokens between two looks of the host."""
 WIDTH = 512
 """Logits that are compared at once."""
 ROOM = 256
 """Caches grow in steps of so many tokens."""
+TOP_K = 50
+"""What transformers' generate takes where a model says nothing."""
+READ = {
+    "temperature", "top_k", "top_p", "do_sample", "max_length", "max_new_tokens", "bos_token_id", "eos_token_id",
+    "pad_token_id", "use_cache", "transformers_version", "_from_model_config",
+}  # fmt: skip
+"""What a generation config may say, beside values that change nothing."""
+ONE = {"repetition_penalty", "encoder_repetition_penalty", "length_penalty", "typical_p", "num_beams", "num_return_sequences"}
+"""What changes nothing at 1."""
 Choose = Callable[[Tensor], Tensor]
 
 
 def refusal(model: Any) -> str:
     """Why a model has no loop, or ""."""
-    if model.device.type != "cuda":
+    if model.device.type not in {"cuda", "cpu"}:
         return f"it is on {model.device.type}"
+    told = model.generation_config.to_diff_dict()
+    beyond = {name for name, value in told.items() if value and name not in READ and not (name in ONE and value == 1)}
+    if beyond:
+        return f"its generation config asks for {', '.join(sorted(beyond))}"
     if getattr(model, "kv_policies", None):
         return "its cache is packed"
     if getattr(model, "prefix", None):
         return "its sequences begin with constant keys and values"
     if any(isinstance(module, Experts) for module in model.modules()):
         return "its experts are chosen on the host"
+    if model.device.type == "cpu":
+        return step.refusal(model)
     return "" if model._can_compile_fullgraph else "transformers says that its forward cannot be captured"
-
-
-class Launches:
-    """What has no graph, called like one."""
-
-    def __init__(self, run: Callable[[], None]) -> None:
-        self.replay = run
 
 
 class Loop:
@@ -61,7 +70,7 @@ class Loop:
     def __init__(self, model: Any) -> None:
         self.model = joined.join(model, model.config)
         self._room = 0
-        self._graphs: dict[float, torch.cuda.CUDAGraph] = {}
+        self._launch = Graphs() if model.device.type == "cuda" else Calls()
         self._word = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
     @torch.no_grad()
@@ -69,65 +78,75 @@ class Loop:
         """At most `count` tokens after ids [1, n], the one that ends the text included."""
         ends = self._ends()
         self._make_room(ids.shape[1] + count)
-        replay = self._graph(temperature)
-        first = self._choose(temperature)(self._prompt(ids))
+        choose = self._choose(temperature)
+        run = self._launch.prepared(temperature, lambda: self._one(choose), self._reset)
+        first = choose(self._prompt(ids))
         self._token.copy_(first)
         self._position.fill_(ids.shape[1])
         self._written[:1] = first[0]
         self._number.fill_(1)
-        pending: tuple[Tensor, torch.cuda.Event] | None = self._read(0, 1)
-        for start in range(1, count, BURST):
-            stop = min(start + BURST, count)
+        for read in self._launch.in_turn(self._bursts(count, run)):
+            for token in read():
+                yield token
+                if token in ends:
+                    return
+
+    def _bursts(self, count: int, run: Callable[[], None]) -> Iterator[Read]:
+        """Tokens 0 .. count: the first one is there, the others are started as this goes on."""
+        yield self._launch.read(self._written[:1])
+        for start in range(1, count, self._launch.burst):
+            stop = min(start + self._launch.burst, count)
             for _ in range(start, stop):
-                replay.replay()
-            read = self._read(start, stop)
-            if pending is not None and (yield from _until(pending, ends)):
-                return
-            pending = read
-        if pending is not None:
-            yield from _until(pending, ends)
+                run()
+            yield self._launch.read(self._written[start:stop])
 
     def _ends(self) -> set[int]:
         """The tokens that end a text."""
         told = self.model.generation_config.eos_token_id
         return set(told) if isinstance(told, list) else {told}
 
+    def _reset(self) -> None:
+        """Nothing has been said."""
+        for tensor in (self._token, self._position, self._number):
+            tensor.zero_()
+        if self._step is None:
+            self._cache.reset()
+
     def _make_room(self, tokens: int) -> None:
         """A cache for so many tokens; graphs belong to one."""
         if tokens <= self._room:
             return
         self._room = -(-tokens // ROOM) * ROOM
-        self._graphs.clear()
+        self._launch.forget()
         device = self.model.device
-        self._cache = StaticCache(config=self.model.config, max_cache_len=self._room)
-        # a layer that slides asks the host where it is, which a graph cannot hold: it gets room for all, its mask is the window
-        self._cache.layers = [
-            StaticLayer(self._room) if type(layer) is StaticSlidingWindowLayer else layer for layer in self._cache.layers
-        ]
         self._token = torch.zeros(1, 1, dtype=torch.long, device=device)
         self._position = torch.zeros(1, 1, dtype=torch.long, device=device)
         self._written = torch.zeros(self._room, dtype=torch.long, device=device)
         self._number = torch.zeros(1, dtype=torch.long, device=device)
-        self._call(self._token)  # gives the cache its memory
-        plain = not step.refusal(self.model) and all(type(layer).__name__ == "StaticLayer" for layer in self._cache.layers)
-        self._step = step.Step(self.model, self._cache) if plain else None
+        self._step = None if step.refusal(self.model) else step.Step(self.model, self._room)
+        if self._step is None:
+            self._cache = StaticCache(config=self.model.config, max_cache_len=self._room)
+            # a layer that slides asks the host where it is, which a graph cannot hold: it gets room for
+            # all, and its mask is the window
+            self._cache.layers = [
+                StaticLayer(self._room) if type(layer) is StaticSlidingWindowLayer else layer for layer in self._cache.layers
+            ]
+            self._call(self._token, self._cache)  # gives it its memory
 
-    def _call(self, ids: Tensor, cache: Any = None, **more: Any) -> Tensor:
+    def _call(self, ids: Tensor, cache: Any, **more: Any) -> Tensor:
         """The logits [1, vocab] of the last of ids, by the model's own forward."""
-        told = {self._word: self._cache if cache is None else cache, "use_cache": True, "logits_to_keep": 1}
+        told = {self._word: cache, "use_cache": True, "logits_to_keep": 1}
         logits: Tensor = self.model(ids, **told, **more).logits[:, -1]
         return logits
 
     def _prompt(self, ids: Tensor) -> Tensor:
         """Fill the cache with a prompt; the logits after it."""
-        self._cache.reset()
         if self._step is None:
-            return self._call(ids)
+            self._cache.reset()
+            return self._call(ids, self._cache)
         held = DynamicCache(config=self.model.config)
         logits = self._call(ids, held)
-        for layer, found in zip(self._cache.layers, held.layers, strict=True):
-            layer.keys[:, :, : ids.shape[1]] = found.keys
-            layer.values[:, :, : ids.shape[1]] = found.values
+        self._step.fill(held)
         return logits
 
     def _choose(self, temperature: float) -> Choose:
@@ -136,7 +155,8 @@ class Loop:
             return likeliest
         told = self.model.generation_config
         warpers = LogitsProcessorList([TemperatureLogitsWarper(temperature)])
-        warpers += [TopKLogitsWarper(told.top_k)] if told.top_k else []
+        top_k = TOP_K if told.top_k is None else told.top_k
+        warpers += [TopKLogitsWarper(top_k)] if top_k else []
         warpers += [TopPLogitsWarper(told.top_p)] if told.top_p and told.top_p < 1 else []
 
         def draw(logits: Tensor) -> Tensor:
@@ -148,7 +168,7 @@ class Loop:
     def _one(self, choose: Choose) -> None:
         """One token: what a graph holds."""
         run = self._step
-        logits = run(self._token, self._position) if run else self._call(self._token, position_ids=self._position)
+        logits = run(self._token, self._position) if run else self._call(self._token, self._cache, position_ids=self._position)
         if run and choose is likeliest:
             run.take(logits, self._token, self._position, self._written, self._number)
             return
@@ -157,37 +177,6 @@ class Loop:
         self._position += 1
         self._number += 1
 
-    def _graph(self, temperature: float) -> "torch.cuda.CUDAGraph | Launches":
-        """The graph of one token, captured when it is first wanted; the cache's content is lost then.
-
-        A layer that asks the host for something cannot be captured: it is launched anew for each token.
-        """
-        if temperature in self._graphs:
-            return self._graphs[temperature]
-        choose, side = self._choose(temperature), torch.cuda.Stream()
-        for tensor in (self._token, self._position, self._number):
-            tensor.zero_()
-        self._cache.reset()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(2):
-                self._one(choose)
-        torch.cuda.current_stream().wait_stream(side)
-        found = torch.cuda.CUDAGraph()
-        try:
-            with torch.cuda.graph(found):
-                self._one(choose)
-        except RuntimeError:
-            return Launches(lambda: self._one(choose))
-        self._graphs[temperature] = found
-        return found
-
-    def _read(self, start: int, stop: int) -> tuple[Tensor, torch.cuda.Event]:
-        """Tokens start .. stop on their way to the host."""
-        found, done = self._written[start:stop].to("cpu", non_blocking=True), torch.cuda.Event()
-        done.record()
-        return found, done
-
 
 def likeliest(logits: Tensor) -> Tensor:
     """The first of the greatest [batch, vocab]: [batch, 1]. In two steps: torch's argmax of a row is one block's work."""
@@ -195,13 +184,3 @@ def likeliest(logits: Tensor) -> Tensor:
     best, place = padded.view(len(logits), -1, WIDTH).max(2)
     row = best.argmax(1, keepdim=True)
     return row * WIDTH + place.gather(1, row)
-
-
-def _until(pending: tuple[Tensor, torch.cuda.Event], ends: set[int]) -> Generator[int, None, bool]:
-    """The tokens that have come, up to one that ends the text. Returns whether there was one."""
-    pending[1].synchronize()
-    for token in pending[0].tolist():
-        yield token
-        if token in ends:
-            return True
-    return False
