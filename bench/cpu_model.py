@@ -4,8 +4,9 @@
 
 A random model in the shapes of Llama-3.2-1B, every matrix in int4-g32 with scales of 16 bits, embedding and head too. FILE
 becomes (or is, from a run before) the same weights as GGUF: Q4_0 is the same grid. Before anything is timed, the logits of
-both must agree (llama.cpp rounds inputs to 8 bits: a correlation above 0.99). lowbit decodes in transformers' forward with
-linears that share inputs joined, llama.cpp through its C interface. Medians of all turns; a row is kept.
+both must agree (llama.cpp rounds inputs to 8 bits: a correlation above 0.99). lowbit decodes by the loop that `generate` and
+`chat` use, beside it in transformers' forward with the same linears, llama.cpp through its C interface. Medians of all turns; a
+row is kept.
 """
 
 import argparse
@@ -30,6 +31,7 @@ from lowbit import formats
 from lowbit.formats import Quantized
 from lowbit.layers import joined
 from lowbit.layers.linear import QuantizedLinear
+from lowbit.serving.loop import Loop
 
 FORMAT = "int4-g32"
 SHAPE = {
@@ -37,6 +39,7 @@ SHAPE = {
     "vocab_size": 128256, "max_position_embeddings": 4096, "tie_word_embeddings": False, "rope_theta": 500000.0,
 }  # fmt: skip
 CONTEXT = 64
+PROMPT = torch.arange(1, CONTEXT + 1)[None]
 NAMES = {
     "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
     "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
@@ -58,6 +61,7 @@ def build(layers: int) -> tuple[Any, dict[str, Quantized]]:
     found["token_embd"] = matrix(config.vocab_size, config.hidden_size)
     model.model.embed_tokens.weight = nn.Parameter(found["token_embd"].decode().bfloat16())
     model.model.rotary_emb = LlamaRotaryEmbedding(config)
+    model.generation_config.eos_token_id = None
     joined.join(model, config)
     for module in model.modules():
         if isinstance(module, QuantizedLinear):
@@ -103,8 +107,18 @@ def write(file: Path, matrices: dict[str, Quantized], layers: int, python: str) 
         subprocess.run([python, str(writer), given.name, str(file), shape], check=True)
 
 
-def seconds(model: Any, cache: Any, tokens: int) -> float:
-    """Decoding so many tokens after the prompt in the cache, which is as it was afterwards."""
+def loop_seconds(loop: Loop, tokens: int) -> float:
+    """Writing so many tokens after the prompt."""
+    written = loop.tokens(PROMPT, tokens + 1)
+    next(written)
+    start = time.perf_counter()
+    for _ in written:
+        pass
+    return time.perf_counter() - start
+
+
+def forward_seconds(model: Any, cache: Any, tokens: int) -> float:
+    """The same in transformers' forward. cache: with the prompt; as it was afterwards."""
     token, start = torch.ones(1, 1, dtype=torch.int64), time.perf_counter()
     for _ in range(tokens):
         token = model(token, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1:].argmax(-1)
@@ -113,7 +127,7 @@ def seconds(model: Any, cache: Any, tokens: int) -> float:
     return taken
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def main() -> None:
     ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ask.add_argument("file", type=Path)
@@ -130,12 +144,13 @@ def main() -> None:
     numbers = map(str, (asked.file, asked.threads, CONTEXT, asked.tokens))
     command = [asked.llama, str(Path(__file__).parent / "_llama_cpp.py"), *numbers]
     rival = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    out = model(torch.arange(1, CONTEXT + 1)[None], use_cache=True, logits_to_keep=1)
+    out, loop = model(PROMPT, use_cache=True, logits_to_keep=1), Loop(model)
     theirs = torch.tensor([float(v) for v in rival.stdout.readline().split()])  # type: ignore[union-attr]
     agreement = agree(out.logits[0, -1].float(), theirs)
-    found: dict[str, list[float]] = {"lowbit": [], "llama.cpp": []}
+    found: dict[str, list[float]] = {"lowbit": [], "llama.cpp": [], "forward": []}
     for _ in range(asked.turns):
-        found["lowbit"].append(asked.tokens / seconds(model, out.past_key_values, asked.tokens))
+        found["lowbit"].append(asked.tokens / loop_seconds(loop, asked.tokens))
+        found["forward"].append(asked.tokens / forward_seconds(model, out.past_key_values, asked.tokens))
         rival.stdin.write("\n")  # type: ignore[union-attr]
         rival.stdin.flush()  # type: ignore[union-attr]
         found["llama.cpp"].append(asked.tokens / float(rival.stdout.readline()))  # type: ignore[union-attr]
