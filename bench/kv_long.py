@@ -3,6 +3,7 @@
     python bench/kv_long.py memory [POLICY ...] [--tokens=32768] [--layers=16] [--heads=8] [--width=64]
     python bench/kv_long.py writing [POLICY ...] [--tokens=1000]
     python bench/kv_long.py speed [POLICY ...] [--tokens=4096]
+    python bench/kv_long.py token [POLICY ...] [--tokens=8192] [--threads=2] [--layers=4] [--heads=8] [--width=64]
 
 memory: a process of its own for each policy, and one for bfloat16 in transformers' own cache. All layers take random keys and
 values, 512 tokens at a time, then attend from four tokens, one after the other, with 4 query heads for each of keys. The peak
@@ -12,6 +13,9 @@ writing: four prompts of the held-out text in one batch on lowbit-tiny in float3
 tokens among all of a text; stuck: the longest run at the end of a text that only repeats what stands one period before it.
 speed: attention of one token, 32 query heads over 8 of keys, tile by tile, and after decoding all that is packed; processor
 time, medians of turns that alternate.
+token: the attention of one new token, 4 query heads for each of keys, in layers one after the other, so that no cache but the
+last has them: milliseconds a layer, medians of turns that alternate. bfloat16: torch's own attention as transformers calls it,
+and the step's of serving/loop.py; policies: by the kernel that dispatch picks, and by the reference.
 """
 
 import ctypes
@@ -19,6 +23,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +34,8 @@ from transformers import DynamicCache, LlamaConfig
 
 from lowbit import kvcache
 from lowbit.core.device import M_MMAP_THRESHOLD, peak_memory
-from lowbit.kernels.attention import attend
+from lowbit.kernels import dispatch, step
+from lowbit.kernels.attention import Held, attend
 from lowbit.kvcache._attention import attention
 from lowbit.kvcache._store import Store
 from lowbit.layers.loading import load
@@ -41,6 +47,7 @@ POLICIES = {
     "memory": ("bfloat16", "int4", "int4-centred-rot", "int8"),
     "writing": ("floats", "int4", "int4-centred-rot"),
     "speed": ("int8", "int4", "int4-centred-rot", "kivi2"),
+    "token": ("int8", "int4", "int2", "int4-centred-rot"),
 }
 PIECE, QUERIES, NEW = 512, 4, 4
 PERIODS = 200
@@ -156,6 +163,45 @@ def speed(policies: list[str], options: dict[str, str]) -> None:
         keep("kv_speed", policy=name, tokens=tokens, **ms, ratio=round(ms["tiled"] / ms["whole"], 2))
 
 
+def token(policies: list[str], options: dict[str, str]) -> None:
+    sizes = {"tokens": 8192, "threads": 2, "layers": 4, "heads": 8, "width": 64}
+    sizes |= {name: int(options[name]) for name in sizes if name in options}
+    tokens, threads, layers, heads, width = sizes.values()
+    torch.set_num_threads(threads)
+    queries, scale = QUERIES * heads, width**-0.5
+    floats = torch.randn(layers, 2, 1, heads, tokens, width).bfloat16()
+    q, last = torch.randn(1, queries, 1, width).bfloat16(), torch.full((1, 1), tokens - 1)
+    turns = torch.zeros(tokens, width, dtype=torch.bfloat16)
+    qkv = torch.randn(1, (queries + 2 * heads) * width).bfloat16()
+    own = step.find(q.device).Attention((queries, heads), width, scale, q.device)
+    ways: dict[str, Callable[[int], Any]] = {
+        "torch": lambda i: attention(Layer(), q, floats[i, 0], floats[i, 1], None),
+        "step": lambda i: own(qkv, turns, turns, last, floats[i, 0, 0], floats[i, 1, 0]),
+    }
+
+    def over(held: list[tuple[Held, Held]], run: Callable[..., Tensor]) -> Callable[[int], Any]:
+        return lambda i: run(q, held[i][0], held[i][1], scale, None, None)
+
+    for name in policies:
+        policy, held = kvcache.parse(name), []
+        for layer in floats:
+            keys, values = (
+                Store(half, policy.sinks, policy.recent, policy.page, layer[0]) for half in (policy.keys, policy.values)
+            )
+            keys.append(layer[0])
+            values.append(layer[1])
+            held.append((keys.held(), values.held()))
+        ways[name], ways[f"{name}, reference"] = over(held, attend), over(held, dispatch.get("reference.attention").attend)
+    took: dict[str, list[float]] = {way: [] for way in ways}
+    for _ in range(int(options.get("turns", 5))):
+        for way, run in ways.items():
+            start = time.perf_counter()
+            for i in range(layers):
+                run(i)
+            took[way].append(1000 * (time.perf_counter() - start) / layers)
+    keep("kv_token", **sizes, ms={way: round(sorted(ms)[len(ms) // 2], 2) for way, ms in took.items()})
+
+
 def main() -> None:
     kind, *rest = sys.argv[1:]
     if kind == "fill":
@@ -163,7 +209,7 @@ def main() -> None:
         return
     options = dict(a.removeprefix("--").split("=", 1) for a in rest if a.startswith("--"))
     policies = [a for a in rest if not a.startswith("--")] or list(POLICIES[kind])
-    {"memory": memory, "writing": writing, "speed": speed}[kind](policies, options)
+    {"memory": memory, "writing": writing, "speed": speed, "token": token}[kind](policies, options)
 
 
 if __name__ == "__main__":
