@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from lowbit import kvcache
 from lowbit.formats import parse
 from lowbit.kernels.cpu import _build
 from lowbit.layers import joined
@@ -85,6 +86,31 @@ def test_tokens_step_by_step_are_those_of_generate(name: str) -> None:
 
 
 @on_cpu
+@pytest.mark.parametrize("text", ["int4-s2-r8", "int8-r0", "int4-centred-rot-r8", "kivi2-r0"])
+@torch.no_grad()
+def test_tokens_over_a_packed_cache_are_those_of_generate(text: str) -> None:
+    """In C++ and by the reference; of a prompt that is packed at once, and one that is packed while it is written."""
+    model = tiny("llama", sliding_window=None, head_dim=64, max_position_embeddings=512)
+    model.generation_config.eos_token_id = None
+    policy = kvcache.parse(text)
+    assert not loop.refusal(model, policy)
+    made = loop.Loop(copy.deepcopy(model), policy)
+    for length in (150, 5):
+        ids = torch.randint(3, 256, (1, length))
+        for temperature in (0.0, 0.7):
+            wanted = written(model, ids, 80, temperature, kvcache.arguments(policy, model))
+            torch.manual_seed(1)
+            assert list(made.tokens(ids, 80, temperature)) == wanted, (length, temperature)
+    assert made._step is not None and made._step._held[0].stores[0].packed > 0
+    kvcache.attach(model, text)
+    assert not loop.refusal(model)
+    torch.manual_seed(1)
+    assert list(loop.Loop(model).tokens(ids, 80, 0.7)) == wanted
+    model.kv_policies = (policy, None)
+    assert loop.refusal(model) == "its cache is packed in some of its blocks"
+
+
+@on_cpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.no_grad()
 def test_the_bundled_model_writes_what_generate_writes(dtype: torch.dtype) -> None:
@@ -102,12 +128,12 @@ def test_the_bundled_model_writes_what_generate_writes(dtype: torch.dtype) -> No
     assert float(behind.max()) < (1e-3 if dtype == torch.float32 else 0.15)
 
 
-def written(model: Any, ids: Tensor, count: int, temperature: float) -> list[int]:
+def written(model: Any, ids: Tensor, count: int, temperature: float, cache: Any = None) -> list[int]:
     """What transformers' generate gives from seed 1."""
     how: dict[str, Any] = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
     torch.manual_seed(1)
     told = {"attention_mask": torch.ones_like(ids), "max_new_tokens": count, "pad_token_id": 0}
-    found: list[int] = model.generate(ids, **told, **how)[0, ids.shape[1] :].tolist()
+    found: list[int] = model.generate(ids, **told, **how, **(cache or {}))[0, ids.shape[1] :].tolist()
     return found
 
 
@@ -124,6 +150,9 @@ def test_what_has_no_loop_says_why() -> None:
     assert "float16" in loop.refusal(tiny("llama", sliding_window=None).half())
     assert loop.refusal(tiny("llama", head_dim=24, sliding_window=None)) == "its heads are 24 wide; multiples of 16 are taken"
     model = tiny("llama", sliding_window=None)
+    model.model.norm.to(torch.bfloat16)
+    assert loop.refusal(model) == "its weights are floats of several types"
+    model.model.norm.float()
     model.model.layers[1].mlp.up_proj = torch.nn.Sequential(model.model.layers[1].mlp.up_proj)
     assert loop.refusal(model) == "its linears of one input cannot be joined"
 

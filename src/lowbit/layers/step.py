@@ -4,6 +4,7 @@ Idea      The model's own weights and linears, its own rotary angles, made once 
           linears is three kernels a block (in Triton on GPUs, in C++ on CPUs: kernels/step.py) instead of some forty, before
           the blocks and behind the head one each. What transformers computes in its forward comes out, to rounding.
           Llama, Mistral and Qwen2 have this shape. Others keep their own forward; `refusal` says why.
+          On a CPU the cache may be packed (lowbit.kvcache): its own stores take the new token, attention goes by dispatch.
 Traps     The residual stream is added up in place, inside the kernel of the next norm. Keys and values are those of one
           sequence; a prompt goes through the model's own forward, and `fill` takes what it left.
 """
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lowbit.kernels import step as kernels
+from lowbit.kernels.attention import attend
 from lowbit.layers import joined
 
 FIXED = {"default", "linear", "llama3", "yarn"}
@@ -41,6 +43,8 @@ def refusal(model: Any) -> str:
         return "its blocks are not those of Llama"
     if getattr(model.model.rotary_emb, "rope_type", "") not in FIXED:
         return "its rotary angles change with the length of the text"
+    if {parameter.dtype for parameter in model.parameters()} > {model.dtype}:
+        return "its weights are floats of several types"
     if not all(joined.can_join(layer, names) for layer in blocks for names in SHARING):
         return "its linears of one input cannot be joined"
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -48,9 +52,9 @@ def refusal(model: Any) -> str:
 
 
 class Step:
-    """One token after the other. model: as `refusal` wants it. room: tokens that its cache holds."""
+    """One token after the other. model: as `refusal` wants it. room: tokens that its cache holds. packed: how it holds them."""
 
-    def __init__(self, model: Any, room: int) -> None:
+    def __init__(self, model: Any, room: int, packed: bool = False) -> None:
         self._kernels = kernels.find(model.device)
         self.model = model
         config, inner = model.config, model.model
@@ -59,12 +63,17 @@ class Step:
         self._attend = self._kernels.Attention(heads, attention.head_dim, attention.scaling, model.device)
         self.take = self._kernels.Taking(config.vocab_size, model.device)
         like = {"dtype": model.dtype, "device": model.device}
-        self._held = [torch.zeros(2, heads[1], room, attention.head_dim, **like) for _ in inner.layers]
+        sizes = (2, heads[1], 0 if packed else room, attention.head_dim)
+        self._held: list[Any] = [torch.zeros(sizes, **like) for _ in inner.layers]
+        self._packed = packed
         places = torch.arange(room, device=model.device)[None]
         self._cos, self._sin = (angles[0].contiguous() for angles in inner.rotary_emb(inner.norm.weight, position_ids=places))
 
     def fill(self, cache: Any) -> None:
-        """Begin with the tokens of a cache of transformers, of one sequence."""
+        """Begin with the tokens of a cache of transformers, of one sequence; a packed one is used as it is."""
+        if self._packed:
+            self._held = [Packed(layer, self._attend) for layer in cache.layers]
+            return
         for held, layer in zip(self._held, cache.layers, strict=True):
             held[0, :, : layer.keys.shape[2]] = layer.keys[0]
             held[1, :, : layer.values.shape[2]] = layer.values[0]
@@ -87,8 +96,27 @@ class Step:
             before, after, attention, mlp = layer.input_layernorm, layer.post_attention_layernorm, layer.self_attn, layer.mlp
             x = x if delta is None else norm(hidden, delta, before.weight, before.variance_epsilon)
             qkv = attention.q_proj.joined.whole(x)
-            delta = attention.o_proj(self._attend(qkv, self._cos, self._sin, position, held[0], held[1]))
+            angles = (self._cos, self._sin, position)
+            delta = attention.o_proj(held(qkv, *angles) if self._packed else self._attend(qkv, *angles, held[0], held[1]))
             x = norm(hidden, delta, after.weight, after.variance_epsilon)
             delta = mlp.down_proj(gate(mlp.gate_proj.joined.whole(x)))
         logits: Tensor = self.model.lm_head(norm(hidden, delta, inner.norm.weight, inner.norm.variance_epsilon))
         return logits
+
+
+class Packed:
+    """Attention of one token in one layer whose keys and values are packed. layer: lowbit.kvcache's. like: that of floats."""
+
+    def __init__(self, layer: Any, like: Any) -> None:
+        self.stores, self.heads, self.width, self.scale = layer.stores, like.heads, like.width, like.scale
+
+    def __call__(self, qkv: Tensor, cos: Tensor, sin: Tensor, position: Tensor) -> Tensor:
+        """qkv [1, (query + 2 key-value heads) * width], cos and sin [any, width], position int64 -> [1, heads * width]."""
+        queries, pairs = self.heads
+        states, at = qkv.view(1, -1, 1, self.width), int(position)
+        x = states[:, : queries + pairs]
+        a, b = x.chunk(2, -1)
+        turned = x * cos[at] + torch.cat([-b, a], -1) * sin[at]
+        q, k = turned.split([queries, pairs], 1)
+        keys, values = (store.take(new) for store, new in zip(self.stores, (k, states[:, queries + pairs :]), strict=True))
+        return attend(q, keys, values, self.scale).view(1, -1)

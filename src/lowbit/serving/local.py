@@ -37,7 +37,7 @@ class Local:
         folder = resolve(model)
         self.tokenizer = tokenizer_of(folder)
         self.model = load(str(folder), device=device, bits=bits).eval()
-        self.loop = None if self.policy or loop.refusal(self.model) else loop.Loop(self.model)
+        self.loop = None if loop.refusal(self.model, self.policy) else loop.Loop(self.model, self.policy)
         self.context = int(getattr(self.model.config, "max_position_embeddings", 1 << 30))
         torch.manual_seed(seed)
 

@@ -25,6 +25,8 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
+from lowbit import kvcache
+from lowbit.kvcache import Policy
 from lowbit.layers import joined, step
 from lowbit.layers.experts import Experts
 from lowbit.serving._bursts import Calls, Graphs, Read
@@ -45,16 +47,19 @@ ONE = {"repetition_penalty", "encoder_repetition_penalty", "length_penalty", "ty
 Choose = Callable[[Tensor], Tensor]
 
 
-def refusal(model: Any) -> str:
-    """Why a model has no loop, or ""."""
+def refusal(model: Any, policy: Policy | None = None) -> str:
+    """Why a model has no loop, or "". policy: how its cache is packed, beside what the model says."""
     if model.device.type not in {"cuda", "cpu"}:
         return f"it is on {model.device.type}"
     told = model.generation_config.to_diff_dict()
     beyond = {name for name, value in told.items() if value and name not in READ and not (name in ONE and value == 1)}
     if beyond:
         return f"its generation config asks for {', '.join(sorted(beyond))}"
-    if getattr(model, "kv_policies", None):
+    policies = kvcache.by_layer(policy, model.config.num_hidden_layers) if policy else getattr(model, "kv_policies", ())
+    if policies and model.device.type != "cpu":
         return "its cache is packed"
+    if not all(policies):
+        return "its cache is packed in some of its blocks"
     if getattr(model, "prefix", None):
         return "its sequences begin with constant keys and values"
     if any(isinstance(module, Experts) for module in model.modules()):
@@ -65,9 +70,10 @@ def refusal(model: Any) -> str:
 
 
 class Loop:
-    """A model that writes. Its linears of one input are joined, in place."""
+    """A model that writes. Its linears of one input are joined, in place. policy: of its cache, beside what the model says."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, policy: Policy | None = None) -> None:
+        self._policies = policy or getattr(model, "kv_policies", None)
         self.model = joined.join(model, model.config)
         self._room = 0
         self._launch = Graphs() if model.device.type == "cuda" else Calls()
@@ -123,7 +129,7 @@ class Loop:
         self._position = torch.zeros(1, 1, dtype=torch.long, device=device)
         self._written = torch.zeros(self._room, dtype=torch.long, device=device)
         self._number = torch.zeros(1, dtype=torch.long, device=device)
-        self._step = None if step.refusal(self.model) else step.Step(self.model, self._room)
+        self._step = None if step.refusal(self.model) else step.Step(self.model, self._room, bool(self._policies))
         if self._step is None:
             self._cache = StaticCache(config=self.model.config, max_cache_len=self._room)
             # a layer that slides asks the host where it is, which a graph cannot hold: it gets room for
@@ -144,7 +150,10 @@ class Loop:
         if self._step is None:
             self._cache.reset()
             return self._call(ids, self._cache)
-        held = DynamicCache(config=self.model.config)
+        if self._policies:
+            (held,) = kvcache.arguments(self._policies, self.model).values()
+        else:
+            held = DynamicCache(config=self.model.config)
         logits = self._call(ids, held)
         self._step.fill(held)
         return logits
