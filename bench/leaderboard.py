@@ -44,7 +44,7 @@ SENTENCES = (
 WINDOWS, SAMPLES, LENGTH = 32, 64, 2048
 FAMILIES = {r"\(trellis": "trellis codes", r"\(int\d-g128(-asym)?[,)]": "integers that engines load"}
 """What a sentence must hold to lie on a line of the picture: sides and other groups are files for lowbit alone."""
-READ = (None, 4, 6, 3)
+READ = (4, None, 6, 3)
 """Rates at which the file of `nested` is read; None: all that is stored."""
 Row = dict[str, Any]
 HEAD = """# Leaderboard
