@@ -9,7 +9,8 @@ import lowbit
 from lowbit import formats, sides
 from lowbit.core.errors import FormatError, RecipeError, ShapeError
 from lowbit.formats import Quantized
-from lowbit.formats._narrow import narrow
+from lowbit.formats._narrow import followed, narrow
+from lowbit.kernels import dispatch
 from lowbit.layers.linear import QuantizedLinear
 from lowbit.methods import get
 from lowbit.solvers import ldl
@@ -68,7 +69,7 @@ def test_the_value_of_a_code_at_each_rate() -> None:
 def test_eight_bits_are_their_own_file_and_four_nearly(whole: Quantized) -> None:
     losses = {bits: loss_of(narrow(whole, bits)) for bits in range(2, 9)}
     assert all(losses[bits + 1] < losses[bits] for bits in range(2, 8)), losses
-    assert torch.equal(whole.codes, solved("gptaq", "int8-g128").codes) and losses[8] == loss_of(whole)
+    assert torch.equal(whole.codes, solved("gptq", "int8-g128").codes) and losses[8] == loss_of(whole)
     assert losses[4] < 1.6 * loss_of(solved("gptq", "int4-g128")) < 0.45 * loss_of(solved("rtn", "int4-g128"))
     unmoved = {**whole.parts, "nested_moves": torch.zeros_like(whole.parts["nested_moves"])}
     assert loss_of(narrow(Quantized(whole.format, whole.codes, unmoved, whole.shape), 4)) > 1.3 * losses[4]
@@ -95,6 +96,29 @@ def test_a_folder_is_read_at_any_rate(tiny_llama: Path, tmp_path: Path) -> None:
     for bits, format in ((3, "int3-g64-floatzero"), (None, "int8-g64-nested64")):
         packed = [m for m in lowbit.load(out, bits=bits).modules() if isinstance(m, QuantizedLinear)]
         assert packed and {str(m.format) for m in packed} == {format}
+
+
+def test_blocks_are_calibrated_behind_four_bits(whole: Quantized) -> None:
+    assert torch.equal(followed(whole), narrow(whole, 4).decode()) and not torch.equal(followed(whole), whole.decode())
+    assert torch.equal(followed(narrow(whole, 8)), whole.decode())
+    beside = formats.parse("int8-g128-nested128-had").fit(layer()[0]).quantize(layer()[0])
+    assert torch.equal(followed(beside), beside.decode())
+
+
+def test_nothing_trains_codes_that_the_bits_are_about(tiny_llama: Path) -> None:
+    for trainer in ("autoround", "kl_tuning", "norm_tuning"):
+        with pytest.raises(
+            RecipeError, match=rf"{trainer} cannot tune .*int8-g64-nested64: nested64 is about these very codes"
+        ):
+            lowbit.quantize(str(tiny_llama), f"nested(2-8, group=64) + {trainer}", dry_run=True)
+
+
+def test_every_rate_has_a_fast_kernel(whole: Quantized) -> None:
+    name = "cpu.integers"
+    for bits in range(2, 9):
+        for read in (narrow(whole, bits), whole):
+            reasons = dict(dispatch.explain(read.format, read.shape, torch.device("cpu"), torch.float32))
+            assert reasons[name] == dispatch.missing(name)
 
 
 def test_what_cannot_be_read(tiny_llama: Path, tmp_path: Path, whole: Quantized) -> None:

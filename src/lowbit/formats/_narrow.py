@@ -6,6 +6,7 @@ Idea      At the width R of its codes: the codes. Between 4 and R: their top bit
 """
 
 import torch
+from torch import Tensor
 
 from lowbit import sides
 from lowbit.core.errors import FormatError
@@ -17,15 +18,17 @@ LEAST, COARSE = 2, 4
 
 
 def side_of(quantized: Quantized) -> Nested | None:
-    """The side that lets a matrix be read at fewer bits, if it has it."""
-    found = [sides.get(word) for word in quantized.format.sides]
-    return next((side for side in found if isinstance(side, Nested)), None)
+    """The side that lets a matrix be read at fewer bits; None where it has none, others too, or too few bits."""
+    format = quantized.format
+    found = sides.get(format.sides[0]) if len(format.sides) == 1 else None
+    fits = format.rule == "symmetric" and format.dtype.bits > COARSE
+    return found if isinstance(found, Nested) and fits else None
 
 
 def narrow(quantized: Quantized, bits: int) -> Quantized:
     """The matrix read at `bits`. Raises FormatError where it has one precision, or not this one."""
     side, format, rate = side_of(quantized), quantized.format, int(quantized.format.dtype.bits)
-    if side is None or format.rule != "symmetric" or len(format.sides) > 1:
+    if side is None:
         raise FormatError(f"bits={bits}: {format} has one precision. Leave bits out.")
     if not LEAST <= bits <= rate:
         raise FormatError(f"bits={bits}: {format} is read at {LEAST} to {rate} bits. Use one of these.")
@@ -41,6 +44,11 @@ def narrow(quantized: Quantized, bits: int) -> Quantized:
     if bits == COARSE:
         return coarse
     return _top(coarse, COARSE, bits, [f"g{side.group}"])
+
+
+def followed(quantized: Quantized) -> Tensor:
+    """The matrix [out, in] that those behind it are calibrated behind: of several precisions the one that errs, 4 bits."""
+    return (quantized if side_of(quantized) is None else narrow(quantized, COARSE)).decode()
 
 
 def _top(quantized: Quantized, rate: int, bits: int, words: list[str]) -> Quantized:

@@ -2,12 +2,13 @@
 
 In / Out  W [out, in], H = E[x xT], C = E[x_ref xT] -> Quantized in an integer format with the side `nested`: `nested(2-8)` is
           read at 2 to 8 bits, lowbit.load(folder, bits=4), `lowbit evaluate FOLDER --bits 4`.
-Idea      The codes of the highest rate are those of gptaq. The 4-bit codes are rounded with the same feedback to the same
-          target, each to one of the two values next to its fine one (solvers/nested.py), and cost a bit a weight and a scale a
-          group. Other rates are top bits: of the fine codes above 4, of the 4-bit codes below.
+Idea      The codes of the highest rate are those of gptq. The 4-bit codes are rounded with the same feedback, each to one of
+          the two values next to its fine one (solvers/nested.py), and cost a bit a weight and a scale a group. Other rates are
+          top bits: of the fine codes above 4, of the 4-bit codes below. Blocks are calibrated behind blocks at 4 bits, whose
+          errors the next 4-bit codes make up for as gptaq does.
 Source    One file for several rates: Any-Precision LLM (2402.10517), MatQuant (2502.06786). The bit of direction: lowbit's own.
 Defaults  Groups of 128, damp 0.01, sweeps 3, alpha 0.5 (as gptaq).
-Figures   Linears of lowbit-tiny: within 1 % of gptq(int4-g128) and equal to gptaq(int8-g128) (docs/LOG.md).
+Figures   Linears of lowbit-tiny: within 1 % of gptq(int4-g128) and equal to gptq(int8-g128) (docs/LOG.md).
 Traps     9.25 bits on the disk for `2-8`; read at `bits` it takes what plain integers of that rate take, and their kernels run.
           Made for 4 bits and the highest rate: at 5 to 7 it is worth about as many bits of nearest values; at 2 and 3 the
           range of the 4-bit grid is too wide, a file made for them is much better.
@@ -61,9 +62,9 @@ class Nested(Method):
         given = grid.problem(moment, stats.tokens)
         if cross is None:
             grid.uncorrected(given)
-        else:
+        fine = grid.solve(weight, given, format.core, damp=self.damp, sweeps=self.sweeps)
+        if cross is not None:
             target = trusted(target, moment, cross, stats.tokens, 0.01, self.alpha)
-        fine = grid.solve(weight, given, format.core, target=target, damp=self.damp, sweeps=self.sweeps)
         factor = damping.factor_of(given.moment, "activation", self.damp)
         start = grid.searched(parse_format(f"int4-g{side.group}"), target, given.moment)
         parts = coarse.solve(target, given.moment, factor, start, fine.decode(), self.sweeps, side)

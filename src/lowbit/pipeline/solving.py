@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lowbit.architectures import shares
 from lowbit.core import ranks
 from lowbit.formats import Quantized
+from lowbit.formats._narrow import followed
 from lowbit.recipe.plan import Target
 from lowbit.solvers import stacked
 from lowbit.statistics import Stats
@@ -56,7 +57,7 @@ def _take(job: "Job", name: str, weight: Tensor, quantized: Quantized, done: "Do
     """Put one rounded matrix in place of `weight`, and note it."""
     target, full, error = job.targets[name], f"{job.prefix}.{name}", quantized.report.get("error")
     ranks.agree([quantized.codes, *quantized.parts.values()])
-    job.module.get_submodule(name).weight = nn.Parameter(quantized.decode().to(weight.dtype), requires_grad=False)
+    job.module.get_submodule(name).weight = nn.Parameter(followed(quantized).to(weight.dtype), requires_grad=False)
     done.quantized[name] = quantized
     if target.tuners:
         done.originals[name] = weight

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from lowbit import checkpoints, kvcache
 from lowbit.core.errors import CheckpointError
 from lowbit.formats import Format, Quantized
+from lowbit.formats._narrow import followed
 from lowbit.kernels.activation import Activation
 from lowbit.pipeline import activations as acting
 from lowbit.pipeline import written
@@ -158,7 +159,7 @@ class Writer:
         return found
 
     def block(self, index: int, device: torch.device, dtype: torch.dtype) -> nn.Module:
-        """A finished block as it is on the disk, decoded."""
+        """A finished block as it is on the disk, decoded; for the stream of hidden states."""
         prefix = self.source.prefix(index)
         with checkpoints.Shard(self.shard(prefix)) as shard:
 
@@ -170,7 +171,7 @@ class Writer:
 
             told = {f"{prefix}.{name}": activation for name, activation in self.inputs(index).items()}
             pinned = {f"{prefix}.{name}": tensor for name, tensor in self.pinned(index).items()}
-            return written.block(self.source.blocks[index], prefix, read, told, device, dtype, pinned)
+            return written.block(self.source.blocks[index], prefix, read, told, device, dtype, pinned, followed)
 
     def inputs(self, index: int) -> dict[str, Activation]:
         """How a finished block rounds inputs, by name inside it, with the scales on the disk."""

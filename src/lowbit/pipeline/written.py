@@ -24,10 +24,12 @@ def block(
     device: torch.device,
     dtype: torch.dtype,
     pinned: Mapping[str, Tensor] = types.MappingProxyType({}),
+    decode: Callable[[Quantized], Tensor] = Quantized.decode,
 ) -> nn.Module:
     """A block as files hold it, its matrices decoded, inputs changed and rounded; for windows that begin with the prefix.
 
-    read: by a tensor's full name the matrix whose weight it is, or the tensor. activations, pinned: by full name.
+    read: by a tensor's full name the matrix whose weight it is, or the tensor. activations, pinned: by full name. decode: what
+    a matrix is read as.
     """
     ahead: online.Ahead = {}
     inner: dict[str, Quantized] = {}
@@ -44,7 +46,7 @@ def block(
         found = online.inner(value)
         kept = {part: tensor.to(device) for part, tensor in found.parts.items()} if found.format.sides else {}
         inner[place] = Quantized(found.format, found.codes[:0], kept, found.shape)
-        return found.decode()
+        return decode(found)
 
     module = blocks.load(skeleton, prefix, get, device, dtype)
     online.hook(module, ahead)

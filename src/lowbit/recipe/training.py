@@ -4,7 +4,7 @@ formats that they take), and solvers whose statistics come from the original's g
 from collections.abc import Sequence
 from typing import Any
 
-from lowbit import formats, statistics
+from lowbit import formats, sides, statistics
 from lowbit.core.chain import Link
 from lowbit.core.errors import RecipeError
 from lowbit.formats import Format
@@ -23,7 +23,8 @@ def check(tuner: Any, linear: Linear, format: Format) -> None:
     own = getattr(tuner, "format", "")
     if own and formats.parse(own) != format:
         raise RecipeError(f"{step}: {linear.name} is rounded to {format} before. Leave {own} out, or name {format}.")
-    reason = tuner.refusal(format)
+    fixed = [word for word in format.sides if getattr(sides.get(word), "fixed", False)]
+    reason = f"{fixed[0]} is about these very codes and scales" if fixed else tuner.refusal(format)
     if reason:
         raise RecipeError(f"{step} cannot tune {linear.name} in {format}: {reason}.")
 

@@ -10,6 +10,7 @@ A side that changes x on its way in has `within(x, parts, inner)`: x as if `inne
 product is in that already. `known = True`: its parts come from the shape alone, so that solvers may meet rounded inputs.
 A side with `ahead = True` takes its place in the pipeline before inputs are observed. Such words stand last, and solvers never
 meet them: the pipeline gives them the inputs behind and what is left of the weight.
+A side with `fixed = True` tells something of the codes and scales of its grid: nothing may train them afterwards.
 A file names its members in EXAMPLES.
 """
 

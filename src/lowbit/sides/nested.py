@@ -34,6 +34,7 @@ class Nested:
     group: int
 
     parts = ("nested_moves", "nested_scale")
+    fixed = True
 
     def bits(self, shape: tuple[int, int]) -> int:
         return shape[0] * (WORD * math.ceil(shape[1] / WORD) + 16 * shape[1] // self.group)
