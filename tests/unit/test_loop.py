@@ -146,6 +146,7 @@ def test_what_has_no_loop_says_why() -> None:
     model.generation_config.repetition_penalty = 1.1
     assert loop.refusal(model) == "its generation config asks for repetition_penalty"
     assert loop.refusal(tiny("qwen3")) == "its blocks are Qwen3DecoderLayer"
+    assert loop.refusal(tiny("gemma3"), kvcache.parse("int4")) == "it has no list of blocks"
     assert loop.refusal(tiny("mistral", sliding_window=16)) == "some of its blocks attend to a window"
     assert "float16" in loop.refusal(tiny("llama", sliding_window=None).half())
     assert loop.refusal(tiny("llama", head_dim=24, sliding_window=None)) == "its heads are 24 wide; multiples of 16 are taken"

@@ -55,7 +55,8 @@ def refusal(model: Any, policy: Policy | None = None) -> str:
     beyond = {name for name, value in told.items() if value and name not in READ and not (name in ONE and value == 1)}
     if beyond:
         return f"its generation config asks for {', '.join(sorted(beyond))}"
-    policies = kvcache.by_layer(policy, model.config.num_hidden_layers) if policy else getattr(model, "kv_policies", ())
+    layers = model.config.get_text_config(decoder=True).num_hidden_layers
+    policies = kvcache.by_layer(policy, layers) if policy else getattr(model, "kv_policies", ())
     if policies and model.device.type != "cpu":
         return "its cache is packed"
     if not all(policies):
