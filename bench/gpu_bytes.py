@@ -1,10 +1,11 @@
-"""gpu_bytes - 8-bit weights times 8-bit inputs on an NVIDIA GPU, the rounding of inputs included, beside torch's products.
+"""gpu_bytes - weights of 8 and 4 bits times 8-bit inputs on an NVIDIA GPU, rounding included, beside rivals' products.
 
     python bench/gpu_bytes.py [--tokens 1,16,64,256,1024,4096] [--shapes 4096x4096,...]
 
 Rows: ours (rounding and product), ours without rounding, rounding alone, rounding behind a Hadamard matrix of all inputs;
 torch's products alone, _scaled_mm with one scale and with a scale a row, _int_mm, and CUTLASS as vLLM has it; torchao's layer,
-which rounds its inputs too. Products are checked against float64: what is off by more than 2 % gets no row.
+which rounds its inputs too. Products are checked against float64: what is off by more than 2 % gets no row. Elements
+int4 (int4-g128 times int8) and blocks (fp8-b128x128 times fp8-g128): ours alone.
 """
 
 import argparse
@@ -14,19 +15,23 @@ from functools import partial
 from itertools import product
 
 import _gpu_rivals
+import _matrices
 import torch
 from _gpu_timing import copies, floor, microseconds, right
 from _rows import keep
 from torch import Tensor
 
 from lowbit import formats
+from lowbit.kernels import activation as acting
 from lowbit.kernels import packing
 from lowbit.kernels.activation import Activation
-from lowbit.kernels.cuda import _activations, byte_act
+from lowbit.kernels.cuda import _activations, _product, byte_act, int4_act
 from lowbit.kernels.cuda._activations import INT8
-from lowbit.kernels.cuda._product import DECODE_TOKENS
+from lowbit.kernels.cuda._product import DECODE_TOKENS, Kind
 
 Call = Callable[[], Tensor]
+ALONE = {"int4": ("int4-g128", "int8-token", int4_act), "blocks": ("fp8-b128x128", "fp8-g128", byte_act)}
+"""Weights, inputs and the kernel."""
 
 
 def contenders(element: str, shape: tuple[int, int], tokens: int) -> Iterator[tuple[str, list[Call], Tensor | None]]:
@@ -42,7 +47,7 @@ def contenders(element: str, shape: tuple[int, int], tokens: int) -> Iterator[tu
     codes, scale = _activations.quantize(x, kind)
     exact = (codes.double() * scale.double()[:, None]) @ q.decode().double().T
     few = tokens <= DECODE_TOKENS
-    ready = _activations.quantize(x, kind, ordered=few)[0]
+    ready = _activations.quantize(x, kind, ordered=int(few))[0]
     run = byte_act._few if few else byte_act._many
     yield "ours", [partial(byte_act.rounded, x, w, format, shape, activation) for w in weights], exact
     yield "ours without rounding", [partial(run, ready, scale, w, kind, shape, x.dtype) for w in weights], exact
@@ -89,8 +94,33 @@ def torchao(x: Tensor, q: formats.Quantized, kind: int) -> list[Call]:
         layer = torch.nn.Linear(q.shape[1], q.shape[0], bias=False, dtype=torch.bfloat16, device=x.device)
         layer.weight.data.copy_(q.decode())
         rival.quantize_(layer, way)
-        layers.append(torch.compile(layer))
-    return [partial(layer, x) for layer in layers]
+        layers.append(layer)
+    torch._dynamo.reset()  # one program for all layers of a shape, none for the shapes before
+    run = torch.compile(lambda weight: torch.nn.functional.linear(x, weight))
+    return [partial(run, layer.weight) for layer in layers]
+
+
+def alone(element: str, shape: tuple[int, int], tokens: int) -> Iterator[tuple[str, list[Call], Tensor | None]]:
+    """The same for weights with scales inside a row, ours alone."""
+    text, inputs, kernel = ALONE[element]
+    activation, q = acting.parse(inputs), _matrices.quantized(text, torch.randn(shape, device="cuda"))
+    packed, parts = packing.split(q.format, packing.pack(q), shape)
+    first = kernel.prepare(q.format, packed, parts, shape)
+    size = sum(t.numel() * t.element_size() for t in first.values())
+    weights = [first] + [{k: t.clone() for k, t in first.items()} for _ in range(copies(size) - 1)]
+    x = torch.randn(tokens, shape[1], device="cuda").bfloat16()
+    exact = acting.fake(x.float(), activation).double() @ q.decode().double().T
+    yield "ours", [partial(kernel.rounded, x, w, q.format, shape, activation) for w in weights], exact
+    if tokens <= DECODE_TOKENS and element == "int4":
+        codes, scale = _activations.quantize(x, INT8, ordered=int4_act.FOR_NIBBLES)
+        run = partial(_product_of, codes, scale, int4_act.kind(q.format), shape)
+        yield "ours without rounding", [partial(run, w) for w in weights], exact
+
+
+def _product_of(codes: Tensor, scale: Tensor, kind: Kind, shape: tuple[int, int], prepared: dict[str, Tensor]) -> Tensor:
+    y = torch.empty(len(codes), shape[0], dtype=torch.bfloat16, device=codes.device)
+    _product.launch(codes, prepared, y, kind, (shape[0], shape[1] // 2), beside=scale)
+    return y
 
 
 def _codes(x: Tensor, kind: int, size: int) -> Tensor:
@@ -102,12 +132,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--tokens", default="1,16,64,256,1024,4096")
     parser.add_argument("--shapes", default="4096x4096,14336x4096,4096x14336")
-    parser.add_argument("--elements", default="int8,e4m3")
+    parser.add_argument("--elements", default="int8,e4m3,int4,blocks")
     asked = parser.parse_args()
     for element, text, tokens in product(asked.elements.split(","), asked.shapes.split(","), map(int, asked.tokens.split(","))):
         rows, inputs = map(int, text.split("x"))
-        least = floor(rows * inputs + 2.0 * tokens * (rows + inputs))
-        for name, calls, exact in contenders(element, (rows, inputs), tokens):
+        least = floor(rows * inputs * (0.515625 if element == "int4" else 1) + 2.0 * tokens * (rows + inputs))
+        found = (partial(alone, element) if element in ALONE else partial(contenders, element))((rows, inputs), tokens)
+        for name, calls, exact in found:
             try:
                 error = float((calls[0]().double() - exact).norm() / exact.norm()) if exact is not None else 0.0
             except RuntimeError as failure:

@@ -90,7 +90,7 @@ def subject(
         return linear.prepare(format, packed, parts, shape), x, None, shape, size, x.double() @ q.decode().double().T
     plain, scale = _activations.quantize(x, byte_act.ELEMENTS[element])
     exact = (plain.double() * scale.double()[:, None]) @ q.decode().double().T
-    codes, _ = _activations.quantize(x, byte_act.ELEMENTS[element], ordered=True)
+    codes, _ = _activations.quantize(x, byte_act.ELEMENTS[element], ordered=1)
     return byte_act.prepare(format, packed, parts, shape), codes, scale, (shape[0], shape[1] // 2), size, exact
 
 

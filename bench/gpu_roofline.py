@@ -33,7 +33,8 @@ def subject(row: Row) -> tuple[str, float] | None:
     """What a row is called in the picture, and the bits of its weights; None: it has no place there."""
     text, kernel = row.get("format", ""), row.get("kernel", "ours")
     if text.startswith("bytes-") or kernel == "ours without rounding":
-        return f"ours {row.get('element', text.removeprefix('bytes-'))} x 8", 8.0
+        element = row.get("element", text.removeprefix("bytes-"))
+        return f"ours {element} x 8", 4.125 if element == "int4" else 8.0
     if kernel in NAMES:
         return NAMES[kernel], 16.0 if kernel == "cublas" else formats.parse(text).bits_per_weight((row["rows"], row["inputs"]))
     if kernel == "ours" and text in OURS:

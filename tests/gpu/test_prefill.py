@@ -5,7 +5,7 @@ import torch
 
 from lowbit import formats
 from lowbit.kernels import packing
-from lowbit.kernels.cuda import _prefill, linear
+from lowbit.kernels.cuda import _fragments, _prefill, linear
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
 
@@ -29,6 +29,6 @@ def test_products(text: str, rows: int, inputs: int, dtype: torch.dtype, tokens:
     exact = x.double() @ q.decode().double().T
     for _ in range(2):
         y = torch.full((tokens, rows), float("nan"), dtype=dtype, device="cuda")
-        _prefill.launch(x, prepared, y, linear.kind(format), rows, linear._beside(prepared, dtype))
+        _prefill.launch(x, prepared, y, linear.kind(format), rows, _fragments.beside(prepared, dtype))
         error = (y.double() - exact).norm(dim=1) / exact.norm(dim=1)
         assert float(error.max()) < (6e-3 if dtype == torch.bfloat16 else 1e-3)

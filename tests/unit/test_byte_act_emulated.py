@@ -13,7 +13,7 @@ from unit.emulated import on_cpu
 from lowbit import formats, sides
 from lowbit.kernels import activation as acting
 from lowbit.kernels import dispatch, packing
-from lowbit.kernels.cuda import _activations, _product, byte_act
+from lowbit.kernels.cuda import _activations, _product, byte_act, int4_act
 from lowbit.kernels.cuda._build import Pointer
 from lowbit.kernels.cuda._product import Tiles
 from lowbit.sides import _hadamard
@@ -64,14 +64,14 @@ def emulated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-CASES = [("int8", 320, torch.bfloat16, 0, False), ("e4m3", 64, torch.float16, 0, True),
-         ("int8", 512, torch.bfloat16, 128, True),
-         ("int8", 1024, torch.float16, 1024, False), ("e4m3", 1152, torch.bfloat16, 576, False)]  # fmt: skip
+CASES = [("int8", 320, torch.bfloat16, 0, 0), ("e4m3", 64, torch.float16, 0, 1), ("int8", 512, torch.bfloat16, 128, 1),
+         ("int8", 1024, torch.float16, 1024, 0), ("e4m3", 1152, torch.bfloat16, 576, 0),
+         ("int8", 336, torch.bfloat16, 0, 2)]  # fmt: skip
 
 
 @pytest.mark.usefixtures("emulated")
 @pytest.mark.parametrize(("element", "inputs", "dtype", "size", "ordered"), CASES)
-def test_activations_cu(element: str, inputs: int, dtype: torch.dtype, size: int, ordered: bool) -> None:
+def test_activations_cu(element: str, inputs: int, dtype: torch.dtype, size: int, ordered: int) -> None:
     torch.manual_seed(inputs)
     x = torch.randn(3, inputs).to(dtype)
     x[1, 7] = 30
@@ -81,7 +81,9 @@ def test_activations_cu(element: str, inputs: int, dtype: torch.dtype, size: int
     turned = x if factors is None else _hadamard.apply(x.double() * factors, size)
     text = "int8-token" if element == "int8" else "fp8-token"
     expected, scales = acting.quantize(turned.float(), acting.Activation(formats.parse(text), 0.9))
-    if ordered:  # position (u, t, p, c, byte) holds (u, c, t, p, byte)
+    if ordered == 2:  # position (k, p) of 16 holds (p, k)
+        expected = expected.view(3, -1, 2, 8).transpose(2, 3).reshape(3, inputs)
+    if ordered == 1:  # position (u, t, p, c, byte) holds (u, c, t, p, byte)
         expected = expected.view(3, -1, 4, 2, 2, 4).permute(0, 1, 3, 4, 2, 5).reshape(3, inputs)
     torch.testing.assert_close(scale, scales.view(-1), rtol=1e-6 if size else 0, atol=0)
     same = codes.view(torch.uint8) == expected.view(torch.uint8)
@@ -131,3 +133,71 @@ def test_a_turned_basis_is_part_of_the_launch_that_rounds(monkeypatch: pytest.Mo
     codes, scale = acting.quantize(_hadamard.apply(x.double(), 256).float(), activation)
     exact = codes.double() * scale.double() @ q.grid.inner(q.codes).double().T
     assert float((found.double() - exact).norm() / exact.norm()) < 3e-3
+
+
+GROUPED = [("int4-g128", 40, 512, 3, Tiles(1, 1, 2, 1, 2)), ("int4-g64", 80, 768, 20, Tiles(1, 4, 1, 2, 3, 2, True)),
+           ("int4-g256", 64, 512, 9, Tiles(2, 1, 2, 1, 2)), ("int4-row", 48, 256, 1, Tiles(1, 3, 1, 1, 2))]  # fmt: skip
+
+
+@pytest.mark.usefixtures("emulated")
+@pytest.mark.parametrize(("text", "rows", "inputs", "tokens", "how"), GROUPED)
+def test_linear_cu_with_bytes_and_nibbles(
+    monkeypatch: pytest.MonkeyPatch, text: str, rows: int, inputs: int, tokens: int, how: Tiles
+) -> None:
+    torch.manual_seed(rows)
+    monkeypatch.setattr(_product, "tiles", lambda *a: how)
+    format, activation = formats.parse(text), acting.parse("int8-token-clip0.9")
+    q = format.fit(torch.randn(rows, inputs), search=False).quantize(torch.randn(rows, inputs))
+    packed, parts = packing.split(format, packing.pack(q), q.shape)
+    assert not int4_act.refusal(activation, format, q.shape)
+    prepared = int4_act.prepare(format, packed, parts, q.shape)
+    x = torch.randn(tokens, inputs).bfloat16()
+    found = int4_act.rounded(x, prepared, format, q.shape, activation)
+    codes, scale = acting.quantize(x, activation)
+    wanted = (codes.double() * scale.double()) @ q.decode().double().T
+    assert float((found.double() - wanted).norm() / wanted.norm()) < 3e-3
+
+
+def test_nibbles_that_the_kernel_does_not_take_are_refused() -> None:
+    plain, shape = acting.parse("int8-token"), (64, 512)
+    assert not int4_act.refusal(plain, formats.parse("int4-g128"), shape)
+    for activation, text, size in [
+        ("int8-token", "int4-g32", shape), ("int8-token", "int4-g128-asym", shape), ("int8-token", "int3-g128", shape),
+        ("int4-token", "int4-g128", shape), ("int8-g128", "int4-g128", shape), ("int8-token", "int4-g128", (64, 384)),
+    ]:  # fmt: skip
+        assert int4_act.refusal(acting.parse(activation), formats.parse(text), size), (activation, text)
+
+
+@pytest.mark.usefixtures("emulated")
+@pytest.mark.parametrize(("rows", "inputs", "tokens", "how"), [
+    (128, 384, 3, Tiles(1, 1, 2, 1, 2)), (256, 512, 20, Tiles(1, 4, 1, 2, 2, 1, True)), (256, 256, 9, Tiles(2, 1, 2, 1, 2)),
+    (128, 640, 1, Tiles(1, 2, 1, 1, 3, 2)),
+])  # fmt: skip
+def test_linear_cu_with_float8_in_blocks(
+    monkeypatch: pytest.MonkeyPatch, rows: int, inputs: int, tokens: int, how: Tiles
+) -> None:
+    torch.manual_seed(rows)
+    monkeypatch.setattr(_product, "tiles", lambda *a: how)
+    format, activation = formats.parse("fp8-b128x128"), acting.parse("fp8-g128")
+    w = torch.randn(rows, inputs) * (1 + torch.arange(inputs) // 128) * (1 + torch.arange(rows) // 128)[:, None]
+    q = format.fit(w, search=False).quantize(w)
+    packed, parts = packing.split(format, packing.pack(q), q.shape)
+    assert not byte_act.refusal(activation, format, q.shape)
+    prepared = byte_act.prepare(format, packed, parts, q.shape)
+    again, parts_again = byte_act.restore(prepared, format, q.shape)
+    assert torch.equal(again, packed) and torch.equal(parts_again["scale"], parts["scale"])
+    x = (torch.randn(tokens, inputs) * (1 + torch.arange(inputs) // 128)).bfloat16()
+    x[0, :128] = 0
+    wanted = acting.fake(x.float(), activation).double() @ q.decode().double().T
+    found = byte_act.rounded(x, prepared, format, q.shape, activation)
+    assert float((found.double() - wanted).norm() / wanted.norm()) < 3e-3
+    many = byte_act._many_in_blocks(x, prepared, q.shape, activation)
+    assert float((many.double() - wanted).norm() / wanted.norm()) < 6e-3
+
+
+def test_blocks_and_groups_go_together() -> None:
+    for activation, text, shape in [
+        ("fp8-token", "fp8-b128x128", (256, 256)), ("fp8-g128", "fp8-row", (256, 256)),
+        ("int8-g128", "int8-b128x128", (256, 256)), ("fp8-g128", "fp8-b128x128", (192, 256)),
+    ]:  # fmt: skip
+        assert byte_act.refusal(acting.parse(activation), formats.parse(text), shape), (activation, text)

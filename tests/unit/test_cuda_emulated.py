@@ -12,7 +12,7 @@ from unit.emulated.on_cpu import pointer
 
 from lowbit import formats
 from lowbit.kernels import packing
-from lowbit.kernels.cuda import _product, linear, trellis, vectors
+from lowbit.kernels.cuda import _fragments, _product, linear, trellis, vectors
 from lowbit.kernels.cuda._product import Kind, Tiles
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
@@ -81,7 +81,7 @@ def test_linear_cu(
     library, chunks = compiled(tmp_path, linear.kind(format), dtype, how, tokens), prepared["low"].shape[1]
     weights, beside = (
         [pointer(prepared.get(name)) for name in ("low", "high", "meta")],
-        pointer(linear._beside(prepared, dtype)),
+        pointer(_fragments.beside(prepared, dtype)),
     )
     assert _product.shared_bytes(linear.kind(format), tokens, chunks, how) <= _product.SHARED
     x = torch.randn(tokens, inputs).to(dtype)

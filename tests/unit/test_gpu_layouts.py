@@ -5,7 +5,7 @@ import torch
 
 from lowbit import formats
 from lowbit.kernels import packing
-from lowbit.kernels.cuda import linear as fragments
+from lowbit.kernels.cuda import _fragments as fragments
 from lowbit.kernels.triton import linear as planes
 
 CASES = [

@@ -8,7 +8,18 @@ import pytest
 import torch
 
 from lowbit import formats
-from lowbit.kernels.cuda import _activations, _attention, _build, _product, _viterbi, byte_act, linear, trellis, vectors
+from lowbit.kernels.cuda import (
+    _activations,
+    _attention,
+    _build,
+    _product,
+    _viterbi,
+    byte_act,
+    int4_act,
+    linear,
+    trellis,
+    vectors,
+)
 from lowbit.kernels.cuda._product import Kind
 
 KINDS: dict[str, Kind] = {
@@ -19,6 +30,8 @@ KINDS: dict[str, Kind] = {
     },
     **{f"trellis{bits}": trellis.kind(formats.parse(f"trellis{bits}")) for bits in (2, 3, 4)},
     **{text: vectors.kind(formats.parse(text)) for text in ("e8p2", "aqlm2x8")},
+    **{f"{text} by bytes": int4_act.kind(formats.parse(text)) for text in ("int4-g128", "int4-g64", "int4-row")},
+    "bytes in blocks": byte_act.IN_BLOCKS,
     **{f"bytes{kind}": found for kind, found in byte_act.KINDS.items()},
 }
 ROWS = (8, 16, 40, 64, 128, 272, 1000, 1024, 2048, 4096, 4097, 4224, 6144, 8448, 14336, 28672, 128256, 262144)

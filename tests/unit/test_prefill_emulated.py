@@ -11,7 +11,7 @@ from unit.emulated.on_cpu import pointer
 
 from lowbit import formats
 from lowbit.kernels import packing
-from lowbit.kernels.cuda import _build, _prefill, linear, trellis
+from lowbit.kernels.cuda import _build, _fragments, _prefill, linear, trellis
 from lowbit.kernels.cuda._prefill import Cut
 from lowbit.kernels.cuda._product import Kind
 
@@ -65,7 +65,7 @@ def test_prefill_cu(
     module = trellis if codec else linear
     packed, stored = packing.split(format, packing.pack(q), q.shape)
     prepared = module.prepare(format, packed, stored, q.shape)
-    beside = prepared["scale"] if codec else linear._beside(prepared, dtype)
+    beside = prepared["scale"] if codec else _fragments.beside(prepared, dtype)
     library = compiled(tmp_path, module.kind(format), dtype, how)
     x = torch.randn(tokens, inputs).to(torch.float16 if codec else dtype)
     exact = x.double() * (trellis.LESS if codec else 1) @ q.decode().double().T

@@ -18,8 +18,6 @@ from lowbit.sides import _hadamard
 
 INT8, E4M3 = 1, 2
 """Kinds of bytes, as linear.cu has them (ACT)."""
-ORDERED = 64
-"""Columns within which `ordered` codes change places."""
 THREADS = 512
 """Of a block; twice as many where a row is longer than a vector a thread."""
 LONGEST = 8 * THREADS * 8
@@ -40,21 +38,29 @@ def refusal(x: Tensor, size: int = 0) -> str:
 
 
 def quantize(
-    x: Tensor, kind: int, clip: float = 1.0, ordered: bool = False, size: int = 0, factors: Tensor | None = None
+    x: Tensor,
+    kind: int,
+    clip: float = 1.0,
+    ordered: int = 0,
+    size: int = 0,
+    factors: Tensor | None = None,
+    grouped: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Codes and scales of x [tokens, inputs]. size: of Hadamard blocks (0: none). factors float16 [inputs]: come before it.
 
-    ordered: within each 64 columns the codes stand as the operands of linear.cu are read; inputs a multiple of 64.
+    ordered: 0 as they come; 1: within each 64 columns codes stand as linear.cu reads rows of bytes, inputs a multiple of 64; 2:
+    within each 16 as it reads 4-bit codes (byte k of the first eight, byte k of the others, and so on).
+    grouped: a scale for each 128 inputs of a token, [inputs / 128, tokens]; inputs a multiple of that.
     """
     tokens, inputs = x.shape
     codes = torch.empty(tokens, inputs, dtype=torch.int8 if kind == INT8 else torch.float8_e4m3fn, device=x.device)
-    scale = torch.empty(tokens, dtype=torch.float32, device=x.device)
+    scale = torch.empty((inputs // 128, tokens) if grouped else tokens, dtype=torch.float32, device=x.device)
     twos, odd, matrix = _parts(size, x.device)
     threads, shared = block(inputs, twos > 8 or odd > 1)
     macros = (
         ("HALF", int(x.dtype == torch.float16)), ("NT", 0), ("ACT", kind), ("THREADS", threads),
         ("VECTORS", vectors(inputs, threads)), ("TWOS", twos), ("ODD", odd),
-        ("SIGNED", int(factors is not None)), ("ORDERED", int(ordered)),
+        ("SIGNED", int(factors is not None)), ("GROUPED", int(grouped)), ("ORDERED", ordered),
     )  # fmt: skip
     kernel = _build.kernel("activations.cu", "quantize", macros, x.device.index or 0)
     pointers = map(_product.address, (x.contiguous(), codes, scale, factors, matrix))

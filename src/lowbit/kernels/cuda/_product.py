@@ -162,7 +162,8 @@ def shared_bytes(kind: Kind, tokens: int, chunks: int, how: Tiles) -> int:
     span, buffers = spans(chunks, how)
     lines = 8 * eights(tokens)
     x = buffers * span * 256 * (lines if how.wide else min(tokens, lines))
-    return max(ring + x + (BOOKS if kind.vectors else 0), how.along * lines * (how.beside * how.high * 16 + 4) * 4)
+    scales = 4 * kind.groups * -(-chunks // how.slices) * lines if kind.inputs == 2 else 0
+    return max(ring + x + scales + (BOOKS if kind.vectors else 0), how.along * lines * (how.beside * how.high * 16 + 4) * 4)
 
 
 def grid(tokens: int, rows: int, how: Tiles) -> tuple[int, int, int]:

@@ -6,7 +6,7 @@
 //
 // Compiled with HALF 0 bfloat16 | 1 float16 (type of x), NT 0, ACT 1 int8 | 2 float8 e4m3, THREADS, VECTORS of 8 a thread,
 // TWOS (log2 of the power of two in the order; 0: no Hadamard), ODD (the other factor of the order), SIGNED (x times factors first),
-// ORDERED (codes in the order of linear.cu's operands).
+// GROUPED (1: a scale for 128 columns of a row, n a multiple of that), ORDERED (0: codes as they come | 1, 2: in the order of linear.cu's operands, for rows of bytes and for 4-bit codes).
 
 constexpr int ROOM = 32;                                     // floats of shared memory that the warps' maxima take
 constexpr int WARPS = THREADS / 32;
@@ -91,7 +91,9 @@ INLINE float greatest(float most, float* room) {
     return most;
 }
 
-// grid (rows). x [rows, n] -> codes [rows, n], scale [rows]. n a multiple of 8. share: of the maximum that the range covers.
+INLINE float step_of(float most) { return most > 0.f ? divided(most, ACT == 1 ? 127.5f : 448.f) : 1.f; }
+
+// grid (rows). x [rows, n] -> codes [rows, n], scale [rows], GROUPED: [n / 128, rows]. n a multiple of 8. share: of the maximum that the range covers.
 // factors float16 [n]; matrix float32 [ODD, ODD]; unit: what Hadamard's sums are multiplied by.
 extern "C" __global__ void __launch_bounds__(THREADS) quantize(const u8* x, u8* codes, float* scale, const u16* factors,
                                                                const float* matrix, int n, int share_bits, int unit_bits) {
@@ -137,13 +139,22 @@ extern "C" __global__ void __launch_bounds__(THREADS) quantize(const u8* x, u8* 
             most = fmaxf(most, fabsf(v[k][i]));
         }
     }
-    most = greatest(most, room) * __uint_as_float(share_bits);
-    const float step = most > 0.f ? divided(most, ACT == 1 ? 127.5f : 448.f) : 1.f;
-    const float inverse = divided(1.f, step);
-    if (threadIdx.x == 0) scale[blockIdx.x] = step;
+    const float share = __uint_as_float(share_bits);
+    if (!GROUPED) most = greatest(most, room);
+    float step = step_of(most * share), inverse = divided(1.f, step);
+    if (!GROUPED && threadIdx.x == 0) scale[blockIdx.x] = step;
 #pragma unroll
     for (int k = 0; k < VECTORS; k++) {
         const int at = (k * THREADS + threadIdx.x) * 8;
+        if (GROUPED) {                                       // 128 columns are in 16 lanes
+            most = 0.f;
+#pragma unroll
+            for (int i = 0; i < 8; i++) most = fmaxf(most, fabsf(v[k][i]));
+#pragma unroll
+            for (int h = 8; h; h /= 2) most = fmaxf(most, of_lane(most, lane ^ h));
+            step = step_of(most * share), inverse = divided(1.f, step);
+            if (lane % 16 == 0 && at < n) scale[(size_t)(at / 128) * gridDim.x + blockIdx.x] = step;
+        }
         u32 words[2] = {0, 0};                               // bytes 0 .. 3 and 4 .. 7
 #pragma unroll
         for (int i = 0; i < 8; i++) {
@@ -151,7 +162,12 @@ extern "C" __global__ void __launch_bounds__(THREADS) quantize(const u8* x, u8* 
             words[i / 4] |= (ACT == 1 ? int8_of(number) : e4m3_of(number)) << (i % 4 * 8);
         }
         u8* to = codes + (size_t)blockIdx.x * n;
-        if (ORDERED && at < n) {                             // eight bytes 16 c + 8 t of 64 go to 32 t + 4 c and 16 behind
+        if (ORDERED == 2) {                                  // of 16 bytes k and 8 + k go to 2k and 2k + 1: two threads' bytes in turn
+            const float got = of_lane(__uint_as_float(words[1 - lane % 2]), lane ^ 1);
+            const u32 first = lane % 2 ? __float_as_uint(got) : words[0], second = lane % 2 ? words[1] : __float_as_uint(got);
+            words[0] = bytes(first, second, 0x5140), words[1] = bytes(first, second, 0x7362);
+        }
+        if (ORDERED == 1 && at < n) {                        // eight bytes 16 c + 8 t of 64 go to 32 t + 4 c and 16 behind
             to += (at & ~63) + (at >> 3 & 1) * 32 + (at >> 4 & 3) * 4;
             *(u32*)to = words[0], *(u32*)(to + 16) = words[1];
         } else if (at < n) {

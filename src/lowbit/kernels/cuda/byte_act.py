@@ -1,9 +1,10 @@
-"""byte_act - 8-bit weights with a scale a row times 8-bit inputs with a scale a token: int8 and float8 e4m3, Hopper and later.
+"""byte_act - 8-bit weights times 8-bit inputs, int8 and float8 e4m3, scales of rows and tokens, or of blocks; Hopper and later.
 
 In / Out  x [tokens, in] -> found scales and codes in one launch (activations.cu), the product in a second that begins early.
 Idea      Up to 64 tokens W streams once through linear.cu, its bytes as they lie in memory being the operands: what changes its
           place is x, whose codes are written in the order in which a lane reads a row. More tokens: the vendor's products on
-          the same bytes, which are row-major.
+          the same bytes, which are row-major. Float8 weights in blocks of 128 x 128 and inputs in groups of 128: sums of a
+          group are scaled by both; more tokens: decoded, since the vendor's product knows no such scales everywhere.
 Source    Scales as lowbit.kernels.activation finds them. Sums of int8 are exact; those of e4m3 leave the tensor cores every 256
           columns, because they keep few bits there.
 Figures   H200, the product alone, in a CUDA graph, weights past the L2, 4096x4096 / 14336x4096 / 4096x14336 in us: int8 1 token
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lowbit.formats import Format, Parts
+from lowbit.kernels import activation as acting
 from lowbit.kernels import packing
 from lowbit.kernels.activation import Activation
 from lowbit.kernels.cuda import _activations, _build, _product
@@ -27,6 +29,9 @@ from lowbit.sides.turn import Turn
 RANK = 10
 ELEMENTS = {"int8": INT8, "e4m3": E4M3}
 KINDS = {kind: Kind(bits=16, groups=0, inputs=kind) for kind in (INT8, E4M3)}
+BLOCK = 128
+IN_BLOCKS = Kind(bits=16, groups=256 // BLOCK, inputs=E4M3)
+"""A chunk is 256 columns."""
 
 
 def supports(format: Format, shape: tuple[int, int], device: torch.device, dtype: torch.dtype, tokens: int) -> str:
@@ -38,7 +43,12 @@ def takes(activation: Activation, format: Format, shape: tuple[int, int], device
         return f"device {device.type} is not an NVIDIA GPU"
     if torch.cuda.get_device_capability(device)[0] != 9:
         return "the GPU is not Hopper (compute capability 9), whose wgmma no other has"
-    return _build.missing() or refusal(activation, format, shape)
+    told = _build.missing() or refusal(activation, format, shape)
+    return told or (_build.unproven("float8 in blocks: no GPU has run it yet") if _in_blocks(format) else "")
+
+
+def _in_blocks(format: Format) -> bool:
+    return format.group == (BLOCK, BLOCK)
 
 
 def refusal(activation: Activation, format: Format, shape: tuple[int, int]) -> str:
@@ -46,26 +56,42 @@ def refusal(activation: Activation, format: Format, shape: tuple[int, int]) -> s
     inner = activation.format
     if format.element not in ELEMENTS or inner.element != format.element:
         return f"inputs {inner.element}, weights {format.element}: int8 with int8, e4m3 with e4m3 only"
-    if inner.group != (1, 0) or activation.static or activation.beyond or activation.observer != "minmax":
-        return f"inputs in {activation}: scales that are found for a token only"
-    if format.zero or format.sides or format.group not in {(1, 0), (1, shape[1])} or format.scale not in {"half", "bf16"}:
-        return f"weights in {format}: one bfloat16 scale a row, no zero only"
+    blocks = _in_blocks(format) and format.element == "e4m3"
+    if inner.group != (1, BLOCK if blocks else 0) or activation.static or activation.beyond or activation.observer != "minmax":
+        return f"inputs in {activation}: scales found for a token only, or for {BLOCK} inputs of it with weights in blocks"
+    whole = format.group in {(1, 0), (1, shape[1])}
+    if format.zero or format.sides or not (whole or blocks) or format.scale not in {"half", "bf16"}:
+        return f"weights in {format}: one bfloat16 scale a row, or float8 in blocks of {BLOCK}, no zero only"
+    if blocks and (shape[0] % BLOCK or shape[1] % BLOCK):
+        return f"{shape[0]}x{shape[1]} in blocks: multiples of {BLOCK}"
     if shape[1] % 64 or shape[0] % 16 or shape[1] > _activations.LONGEST:
         return f"{shape[0]}x{shape[1]}: multiples of 16 and 64, at most {_activations.LONGEST} inputs"
     return ""
 
 
 def prepare(format: Format, packed: Tensor, parts: Parts, shape: tuple[int, int]) -> dict[str, Tensor]:
-    """Bytes row by row, and scales as linear.cu reads them: [tiles, 8, 2], rows r and r + 8 beside each other."""
+    """Bytes row by row, and scales as linear.cu reads them: [tiles, 8, 2], rows r and r + 8 beside each other; in blocks
+    [tiles, chunks, 2, 8, 2]."""
     codes = packing.codes(format, packed, shape)
     low = (codes ^ 128).view(torch.int8) if format.element == "int8" else codes.view(torch.float8_e4m3fn)
+    if _in_blocks(format):
+        blocks = parts["scale"].to(torch.bfloat16).repeat_interleave(BLOCK // 16, 0)
+        pairs = torch.nn.functional.pad(blocks, (0, blocks.shape[1] % 2)).view(len(blocks), -1, 2, 1, 1)
+        return {"low": low, "meta": pairs.expand(-1, -1, -1, 8, 2).contiguous().view(torch.int16)}
     scale = parts["scale"].to(torch.bfloat16).view(-1, 2, 8).transpose(1, 2).contiguous()
     return {"low": low, "meta": scale.view(torch.int16)}
 
 
 def restore(prepared: dict[str, Tensor], format: Format, shape: tuple[int, int]) -> tuple[Tensor, Parts]:
     low = prepared["low"].view(torch.uint8)
-    return packing.pack_codes(format, low ^ 128 if format.element == "int8" else low), {"scale": _scale(prepared)[:, None]}
+    scale = _blocks(prepared, shape) if _in_blocks(format) else _scale(prepared)[:, None]
+    return packing.pack_codes(format, low ^ 128 if format.element == "int8" else low), {"scale": scale}
+
+
+def _blocks(prepared: dict[str, Tensor], shape: tuple[int, int]) -> Tensor:
+    """Scales of blocks, bfloat16 [out / 128, in / 128]."""
+    meta = prepared["meta"].view(torch.bfloat16)
+    return meta[:: BLOCK // 16, :, :, 0, 0].flatten(1)[:, : shape[1] // BLOCK].contiguous()
 
 
 def _scale(prepared: dict[str, Tensor]) -> Tensor:
@@ -75,6 +101,8 @@ def _scale(prepared: dict[str, Tensor]) -> Tensor:
 
 def turned(side: Side, x: Tensor, activation: Activation) -> str:
     """Why a side is not done by the launch that rounds, or ""."""
+    if activation.format.group[1]:
+        return "only scales of tokens"
     if not isinstance(side, Turn) or activation.beyond:
         return "only side turn, and no columns in floats"
     return _activations.refusal(x, side.block(x.shape[-1]))
@@ -93,7 +121,9 @@ def rounded(
     if dtype not in {torch.bfloat16, torch.float16}:
         x = x.to(torch.bfloat16)
     few = x.shape[0] <= _product.DECODE_TOKENS
-    codes, scale = _activations.quantize(x, kind, activation.clip, ordered=few, size=side.block(shape[1]) if side else 0)
+    if _in_blocks(format):
+        return (_few_in_blocks if few else _many_in_blocks)(x, prepared, shape, activation).to(dtype)
+    codes, scale = _activations.quantize(x, kind, activation.clip, ordered=int(few), size=side.block(shape[1]) if side else 0)
     return (_few if few else _many)(codes, scale, prepared, kind, shape, x.dtype).to(dtype)
 
 
@@ -115,3 +145,16 @@ def _many(
         codes, prepared["low"].t(), scale_a=scale[:, None], scale_b=own[None], out_dtype=torch.bfloat16, use_fast_accum=False
     )
     return y.to(dtype)
+
+
+def _few_in_blocks(x: Tensor, prepared: dict[str, Tensor], shape: tuple[int, int], activation: Activation) -> Tensor:
+    codes, scale = _activations.quantize(x, E4M3, activation.clip, ordered=1, grouped=True)
+    y = torch.empty(x.shape[0], shape[0], dtype=x.dtype, device=x.device)
+    _product.launch(codes, prepared, y, IN_BLOCKS, (shape[0], shape[1] // 2), beside=scale)
+    return y
+
+
+def _many_in_blocks(x: Tensor, prepared: dict[str, Tensor], shape: tuple[int, int], activation: Activation) -> Tensor:
+    scale = _blocks(prepared, shape).to(x.dtype)[:, None, :, None]
+    w = prepared["low"].to(x.dtype).view(-1, BLOCK, shape[1] // BLOCK, BLOCK).mul_(scale).view(shape)
+    return torch.nn.functional.linear(acting.fake(x, activation), w)

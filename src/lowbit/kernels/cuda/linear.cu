@@ -9,9 +9,11 @@
 //
 // ACT: weights and inputs are bytes, and two bytes are what a half is elsewhere: a column. W is row-major as libraries want it; the
 // operands' columns are x's in another order (see _product.py). Nothing is cut out or scaled before the end.
+// With BITS 8 a column is two codes of 4 bits, and W lies as it does for floats: a byte of a word is one code of row r and one of
+// row r + 8. Sums of a group are scaled as elsewhere.
 //
 // Compiled with the macros of weights.cuh, NT tokens / 8, RT, WN warps over rows, WK warps over columns, DEPTH,
-// SPANS 0: x comes whole | 1: in spans; ACT 0 | 1 int8 | 2 float8 e4m3 (then BITS 16, GROUP 0).
+// SPANS 0: x comes whole | 1: in spans; ACT 0 | 1 int8 (then BITS 16 and GROUP 0, or BITS 8) | 2 float8 e4m3 (BITS 16, GROUP 0 or 2).
 
 #include "weights.cuh"
 
@@ -21,6 +23,8 @@ constexpr int TOKENS = NT * 8;
 constexpr int THREADS = WN * WK * 32;                        // at least TOKENS
 constexpr int LINE = ROWS + 4;                               // floats from token to token among the sums: no bank conflicts
 constexpr bool FOLDED = (GROUP && !SCALED) || (ACT == 2 && WIDE); // wgmma sums e4m3 in few bits: fold them as groups are
+constexpr bool BY_GROUP = ACT == 2 && GROUP;                 // x has a scale a token and 128 columns, beside [columns / 128, tokens]
+constexpr bool BY_TOKEN = (ACT && !BY_GROUP) || ONE_SCALE;   // sums are scaled at the end
 static_assert(!WIDE || (RT == 1 && WN % 4 == 0), "four warps of one tile each make a wgmma");
 
 // BITS 16: where piece `piece` (8 columns) of a row lies in a stage: no banks meet when 8 lanes read 4 pieces of 2 rows
@@ -77,9 +81,16 @@ struct Source {
 #pragma unroll
             for (int v = 0; v < LOW / 2; v++) copy16(to + v * 512 + lane * 16, from + v * 512, policy);
             if (ODD) copy8(to + LOW_BYTES + lane * 8, high + (size_t)at[rt] * HIGH_BYTES, policy);
-            if (GROUP) copy16_if(to + LOW_BYTES + HIGH_BYTES + lane * 16, meta + (size_t)at[rt] * META_BYTES, policy, lane < META_BYTES / 16);
+            if (GROUP) scales_of(to, rt, lane);
             at[rt] += WK;
         }
+    }
+    INLINE void scales_of(u32 tile, int rt, int lane) const {
+        copy16_if(tile + LOW_BYTES + HIGH_BYTES + lane * 16, meta + (size_t)at[rt] * META_BYTES, policy, lane < META_BYTES / 16);
+    }
+    INLINE void next_scales(u32 stage, int lane) {
+#pragma unroll
+        for (int rt = 0; rt < RT; rt++) scales_of(stage + rt * TILE_BYTES, rt, lane), at[rt] += WK;
     }
 };
 
@@ -147,14 +158,16 @@ struct CopyX {
 typedef Sum Part[RT][NT][4];
 typedef float Sums[RT][NT][4];
 
-INLINE void add_scaled(Sums& total, Part& part, const Group (&group)[RT]) {
+// by: BY_GROUP: the scales of the tokens in this group
+INLINE void add_scaled(Sums& total, Part& part, const Group (&group)[RT], const float* by) {
 #pragma unroll
     for (int rt = 0; rt < RT; rt++)
 #pragma unroll
         for (int nt = 0; nt < NT; nt++) {
 #pragma unroll
             for (int j = 0; j < 4; j++) {
-                total[rt][nt][j] += part[rt][nt][j] * (GROUP == 0 ? 1.f : j < 2 ? group[rt].upper : group[rt].lower);
+                const float scale = GROUP == 0 ? 1.f : j < 2 ? group[rt].upper : group[rt].lower;
+                total[rt][nt][j] += part[rt][nt][j] * (BY_GROUP ? scale * by[nt * 8 + threadIdx.x % 4 * 2 + j % 2] : scale);
                 if (!WIDE) part[rt][nt][j] = 0;
             }
         }
@@ -163,7 +176,7 @@ INLINE void add_scaled(Sums& total, Part& part, const Group (&group)[RT]) {
 // 32 columns: unit U of a chunk. `part` sums a group, or everything where there is no scale to apply to a group
 template <int U>
 INLINE void step(Part& part, Sums& total, const Words (&w)[RT], const Words (&before)[RT], Group (&group)[RT], u32 meta, const u32 (&x_at)[NT],
-                                     u32 x, int block, int lane, const uint4* books) {
+                                     u32 x, int block, int lane, const uint4* books, const float* by) {
     if (GROUP && U % UNITS == 0) {
 #pragma unroll
         for (int rt = 0; rt < RT; rt++) {
@@ -186,7 +199,7 @@ INLINE void step(Part& part, Sums& total, const Words (&w)[RT], const Words (&be
     wide_multiply(part[0], a[0], (x >> 4) + (U / 2 * TOKENS * 128 + U % 2 * 64) / 16, !(FOLDED && U % UNITS == 0));
     wide_multiply(part[0], a[0] + 4, (x >> 4) + (U / 2 * TOKENS * 128 + U % 2 * 64 + 32) / 16, 1);
     if (last || U == 3) wide_wait();
-    if (last) add_scaled(total, part, group);
+    if (last) add_scaled(total, part, group, by + U / UNITS * TOKENS);
 #else
     const u32 at = x + U / 2 * block;
 #pragma unroll
@@ -199,7 +212,7 @@ INLINE void step(Part& part, Sums& total, const Words (&w)[RT], const Words (&be
             multiply(part[rt][nt], a[rt] + 4, b[2], b[3]);
         }
     }
-    if (FOLDED && (U + 1) % UNITS == 0) add_scaled(total, part, group);
+    if (FOLDED && (U + 1) % UNITS == 0) add_scaled(total, part, group, by + U / UNITS * TOKENS);
 #endif
 }
 
@@ -217,7 +230,7 @@ INLINE void put4(u16* y, int row, int rows, float4 v, float by) {
         if (row + i < rows) y[row + i] = h[i];
 }
 
-// beside: ACT: scales of tokens, ONE_SCALE: that one, LUT: the table's bytes. high: VECTORS: the two books.
+// beside: ACT: scales of tokens (BY_GROUP: of groups and tokens), ONE_SCALE: that one, LUT: the table's bytes. high: VECTORS: the two books.
 // part [row blocks x token blocks, slices, TOKENS, ROWS] and count [row blocks x token blocks] (0 before and after): for slices > 1
 extern "C" __global__ void __launch_bounds__(THREADS) product(const u8* x, const u8* low, const u8* high, const u8* meta, u16* y,
                                                               const float* beside, float* part_sums, int* count,
@@ -241,6 +254,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) product(const u8* x, const
     const auto get = [&](int i) {                                    // round i into its stage
         if (BITS == 16) fetch_rows(filled, low, tile, rows, inputs, first + wk + i * WK, lane, source.policy);
         else source.next(filled, lane);
+        if (BITS == 16 && GROUP) source.next_scales(filled, lane);
         filled = after(filled);
     };
 #pragma unroll
@@ -265,7 +279,14 @@ extern "C" __global__ void __launch_bounds__(THREADS) product(const u8* x, const
     wait_for_the_kernels_before();
     x += (size_t)token * inputs * 2;
     __shared__ float token_scales[TOKENS];
-    if ((ACT || ONE_SCALE) && threadIdx.x < tokens) token_scales[threadIdx.x] = beside[ONE_SCALE ? 0 : token + threadIdx.x];
+    float* by_tokens = (float*)(shared + buffers * buffer + WN * WK * DEPTH * STAGE);
+    if (BY_GROUP)
+        for (int i = threadIdx.x; i < mine * 2 * TOKENS; i += THREADS) {
+            const int at = first * 2 + i / TOKENS, t = i % TOKENS;
+            by_tokens[i] = t < tokens && at * 64 < inputs ? beside[(size_t)at * all_tokens + token + t] : 0.f;
+        }
+    if (BY_TOKEN && threadIdx.x < tokens)
+        token_scales[threadIdx.x] = beside[ONE_SCALE ? 0 : token + threadIdx.x] * (ACT && BITS == 8 ? 0.0625f : 1.f);
     const CopyX copy_x(xs, block, x, tokens, inputs);
     if (NT == 1 && !SPANS && !WIDE) {
         copy_x.now(shared, first, mine);
@@ -313,10 +334,11 @@ extern "C" __global__ void __launch_bounds__(THREADS) product(const u8* x, const
                 if (LUT) before[rt] = table;
             }
             const u32 metas = stage + LOW_BYTES + HIGH_BYTES;
-            step<0>(part, total, w, before, group, metas, x_at, x_now, block, lane, books);
-            step<1>(part, total, w, before, group, metas, x_at, x_now, block, lane, books);
-            step<2>(part, total, w, before, group, metas, x_at, x_now, block, lane, books);
-            step<3>(part, total, w, before, group, metas, x_at, x_now, block, lane, books);
+            const float* by = by_tokens + (BY_GROUP ? (i * WK + wk) * 2 * TOKENS : 0);
+            step<0>(part, total, w, before, group, metas, x_at, x_now, block, lane, books, by);
+            step<1>(part, total, w, before, group, metas, x_at, x_now, block, lane, books, by);
+            step<2>(part, total, w, before, group, metas, x_at, x_now, block, lane, books, by);
+            step<3>(part, total, w, before, group, metas, x_at, x_now, block, lane, books, by);
             used = after(used);
             x_now += WK * 2 * block;
         }
@@ -356,7 +378,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) product(const u8* x, const
         float4 v = *(const float4*)(sums + column * LINE + row);
 #pragma unroll
         for (int k = 1; k < WK; k++) v = v + *(const float4*)(sums + (k * TOKENS + column) * LINE + row);
-        if (slices == 1) put4(y + (size_t)column * rows, blockIdx.x * ROWS + row, rows, v, ACT || ONE_SCALE ? token_scales[column] : 1.f);
+        if (slices == 1) put4(y + (size_t)column * rows, blockIdx.x * ROWS + row, rows, v, BY_TOKEN ? token_scales[column] : 1.f);
         else *(float4*)(part_sums + ((size_t)blockIdx.y * TOKENS + column) * ROWS + row) = v;
     }
     if (slices == 1 || !last_of(count + tile_index, slices)) return;
@@ -373,7 +395,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) product(const u8* x, const
             for (int j = 0; j < 4; j++)
                 if (k + j < slices) v = v + some[j];
         }
-        put4(y + (size_t)column * rows, blockIdx.x * ROWS + row, rows, v, ACT || ONE_SCALE ? token_scales[column] : 1.f);
+        put4(y + (size_t)column * rows, blockIdx.x * ROWS + row, rows, v, BY_TOKEN ? token_scales[column] : 1.f);
     }
 }
 

@@ -208,6 +208,14 @@ INLINE void unit(u32 (&a)[8], const Words& words, const Words& before, const Zer
         for (int j = 0; j < 8; j++) a[j] = words.low[U * 8 + j];
         return;
     }
+    if constexpr (ACT) {                                     // 16 times code - 8: of a word row r in the lower nibbles, r + 8 in the upper ones
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            const u32 w = words.low[4 * U + j];
+            a[2 * j] = and_xor(w << 4, 0xf0f0f0f0u, 0x80808080u), a[2 * j + 1] = and_xor(w, 0xf0f0f0f0u, 0x80808080u);
+        }
+        return;
+    }
     a[0] = pair_of<8 * U>(words, top), a[1] = pair_of<8 * U + 1>(words, bottom);
     a[2] = pair_of<8 * U + 2>(words, top), a[3] = pair_of<8 * U + 3>(words, bottom);
     a[4] = pair_of<8 * U + 4>(words, top), a[5] = pair_of<8 * U + 5>(words, bottom);
