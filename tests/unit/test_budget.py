@@ -104,7 +104,9 @@ def test_sentence_round_trip() -> None:
     assert limited.steps[0] == (Budget(3.5, windows=2, seed=1), "mlp") and Recipe.parse(str(limited)) == limited
 
 
-@pytest.mark.parametrize(("text", "said"), [("budget(0.5)", "1 to 16 bits"), ("budget(3, windows=0)", "a window of 2 tokens")])
+@pytest.mark.parametrize(
+    ("text", "said"), [("budget(0.5)", "from 1 to 16, not 0.5"), ("budget(3, windows=0)", "from 1 on, not 0")]
+)
 def test_absurd_settings_are_refused(text: str, said: str) -> None:
     with pytest.raises(RecipeError, match=said):
         Recipe.parse(f"{text} + gptq(int4-g128)")

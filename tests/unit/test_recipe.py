@@ -33,12 +33,12 @@ class Press(Method):
 """smooth - a transform for tests."""
 from dataclasses import dataclass
 from typing import ClassVar
-from lowbit.methods import Method
+from lowbit.methods import Count, Method
 
 @dataclass(frozen=True)
 class Smooth(Method):
     format: str = ""
-    grid: int = 20
+    grid: Count = 20
     needs: ClassVar[tuple[str, ...]] = ("second_moment",)
     def rewrite(self, block, stats): ...
 ''',
@@ -46,11 +46,12 @@ class Smooth(Method):
 """spin - a transform without a format, for tests."""
 from dataclasses import dataclass
 from typing import ClassVar
-from lowbit.methods import Method
+from lowbit.methods import Method, Share
 
 @dataclass(frozen=True)
 class Spin(Method):
     kind: str = "hadamard"
+    share: Share = 0.5
     needs: ClassVar[tuple[str, ...]] = ()
     def rewrite(self, block, stats): ...
 ''',
@@ -134,7 +135,27 @@ def test_python_twin():
         ),
         (
             "press(int4-g128, order=up)",
-            "press(int4-g128, order=up): 'order' takes activation, none, not 'up'. The default is activation.",
+            "press(int4-g128, order=up): 'order' takes activation or none, not 'up'. The default is activation.",
+        ),
+        (
+            "press(int4-g128, damp=-1)",
+            "press(int4-g128, damp=-1.0): 'damp' takes a number from 0 on, not -1. The default is 0.01.",
+        ),
+        (
+            "press(int4-g128, damp=1e400)",
+            "press(int4-g128, damp=inf): 'damp' takes a number from 0 on, not inf. The default is 0.01.",
+        ),
+        (
+            "press(int4-g128, sweeps=-1)",
+            "press(int4-g128, sweeps=-1): 'sweeps' takes a whole number from 0 on, not -1. The default is 0.",
+        ),
+        (
+            "smooth(grid=0) + press(int4-g128)",
+            "smooth(grid=0): 'grid' takes a whole number from 1 on, not 0. The default is 20.",
+        ),
+        (
+            "spin(share=1.5) + press(int4-g128)",
+            "spin(share=1.5): 'share' takes a number from 0 to 1, not 1.5. The default is 0.5.",
         ),
         ("press(int4-g128, int3-g64)", "press(int4-g128, int3-g64): 'format' is given twice. Keep one."),
         (
@@ -317,6 +338,11 @@ def test_statistics_that_are_needed():
             RecipeError,
             "press(int4-g128)@experts: this selects none of the model's 31 linears. It has attn, mlp, head, layers.0-5, "
             "and by glob *.q_proj, *.k_proj, *.o_proj, *.up_proj, *.down_proj, lm_head.",
+        ),
+        (
+            "press(int4-g128)@layers.3-9",
+            RecipeError,
+            "press(int4-g128)@layers.3-9: the model's layers are 0 to 5. Write layers.3-5.",
         ),
         (
             "press(int8-row)@mlp + press(int4-g128)@layers.0-5",

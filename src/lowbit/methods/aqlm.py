@@ -19,7 +19,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from lowbit.formats import Format, Quantized
-from lowbit.methods import Method
+from lowbit.methods import Count, Method
 from lowbit.solvers import codebooks, grid
 from lowbit.statistics import Stats
 
@@ -30,7 +30,7 @@ class AQLM(Method):
 
     format: str = ""
     damp: float = 0.01
-    rounds: int = 8
+    rounds: Count = 8
 
     needs: ClassVar[tuple[str, ...]] = ("second_moment",)
 

@@ -24,7 +24,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from lowbit.formats import Format
-from lowbit.methods import Block, Method, _training
+from lowbit.methods import Block, Count, Method, Share, _training
 from lowbit.solvers import integers, tuning
 
 RATE = 0.005
@@ -39,10 +39,10 @@ class AutoRound(Method):
     alpha: share of the error of the inputs that the block is to make up for."""
 
     format: str = ""
-    steps: int = 200
-    batch: int = 8
+    steps: Count = 200
+    batch: Count = 8
     rate: float = 0.0
-    alpha: float = 1.0
+    alpha: Share = 1.0
 
     needs: ClassVar[tuple[str, ...]] = ()
     start: ClassVar[str] = "gptaq"

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from lowbit.architectures import Fold
 from lowbit.core import ranks
 from lowbit.core.errors import ArchitectureError, CalibrationError
-from lowbit.methods import Block, Method
+from lowbit.methods import Block, Count, Method
 from lowbit.statistics import Stats
 from lowbit.transforms import fold as folding
 
@@ -46,8 +46,8 @@ class AWQ(Method):
     """grid: steps of the exponent between 0 and 1. windows: of hidden states that candidates are tried on."""
 
     format: str = ""
-    grid: int = 20
-    windows: int = 2
+    grid: Count = 20
+    windows: Count = 2
 
     needs: ClassVar[tuple[str, ...]] = ("mean_magnitude",)
     needs_folds: ClassVar[bool] = True

@@ -19,7 +19,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from lowbit.formats import Format
-from lowbit.methods import Block, Method, _training
+from lowbit.methods import Block, Count, Method, _training
 from lowbit.solvers import continuous, trained, tuning
 from lowbit.solvers.continuous import Continuous
 
@@ -28,8 +28,8 @@ from lowbit.solvers.continuous import Continuous
 class BlockTuning(Method):
     """steps: of descent. batch: windows a step. rate: as a share of a scale, or of a norm's root mean square."""
 
-    steps: int = 200
-    batch: int = 4
+    steps: Count = 200
+    batch: Count = 4
     rate: float = 0.001
 
     needs: ClassVar[tuple[str, ...]] = ()

@@ -15,10 +15,11 @@ Traps     bits counts all that is stored of the layers: codes, scales, zeros, si
 
 import re
 from dataclasses import dataclass
+from typing import Annotated
 
 from lowbit import formats
 from lowbit.core.errors import FormatError, RecipeError
-from lowbit.methods import Method
+from lowbit.methods import Count, Method, Range
 
 FAMILY = "int4-g128-asym"
 """The family of a solver without a format."""
@@ -30,17 +31,10 @@ MOST = 16.0
 class Budget(Method):
     """bits: mean of the layers that share, all stored bits counted. windows, length: of text to measure on. seed: of noise."""
 
-    bits: float = 4.0
-    windows: int = 8
-    length: int = 512
+    bits: Annotated[float, Range(1, MOST)] = 4.0
+    windows: Count = 8
+    length: Annotated[int, Range(2)] = 512
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.bits <= MOST:
-            raise RecipeError(f"budget({self.bits}): a weight takes 1 to {MOST:.0f} bits. Use 2 to 8.")
-        if self.windows < 1 or self.length < 2:
-            told = f"budget(windows={self.windows}, length={self.length})"
-            raise RecipeError(f"{told}: sensitivities need a window of 2 tokens at least. Use 8 of 512.")
 
     def family(self, format: str) -> tuple[str, ...]:
         """The formats that a linear may get whose solver names `format`, by rising rate. Raises RecipeError where it is one.

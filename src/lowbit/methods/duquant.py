@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lowbit.architectures import shares
 from lowbit.core.errors import CalibrationError
-from lowbit.methods import Block, Linear, Method, _inputs
+from lowbit.methods import Block, Count, Linear, Method, _inputs
 from lowbit.sides import Parts, _hadamard
 from lowbit.statistics import Stats
 from lowbit.transforms import turning
@@ -33,7 +33,7 @@ LARGEST = 128
 class DuQuant(Method):
     """steps: of the greedy search in each rotation. seed: of its random turns."""
 
-    steps: int = 256
+    steps: Count = 256
     seed: int = 0
 
     needs: ClassVar[tuple[str, ...]] = ("max_magnitude",)

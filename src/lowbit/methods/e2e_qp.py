@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from lowbit.formats import Format, shelf
-from lowbit.methods import Method, Model, _training
+from lowbit.methods import Count, Method, Model, _training
 from lowbit.solvers import continuous, tuning, whole
 from lowbit.solvers.continuous import Continuous
 
@@ -24,8 +24,8 @@ from lowbit.solvers.continuous import Continuous
 class E2EQP(Method):
     """steps: of descent. batch: windows a step. rate: as a share of a scale."""
 
-    steps: int = 200
-    batch: int = 4
+    steps: Count = 200
+    batch: Count = 4
     rate: float = 0.001
 
     needs: ClassVar[tuple[str, ...]] = ()

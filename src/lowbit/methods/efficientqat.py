@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from lowbit.formats import Format, Grid, Quantized
-from lowbit.methods import Block, Method, _training
+from lowbit.methods import Block, Count, Method, _training
 from lowbit.solvers import integers, tuning
 from lowbit.solvers.trained import Trained
 
@@ -63,8 +63,8 @@ class EfficientQAT(Method):
     """steps: of descent. batch: windows a step. rate: of weights, in steps of the grid. scale_rate: of scales, as a share."""
 
     format: str = ""
-    steps: int = 400
-    batch: int = 4
+    steps: Count = 400
+    batch: Count = 4
     rate: float = 0.002
     scale_rate: float = 0.002
 

@@ -22,7 +22,7 @@ from lowbit.architectures import shares
 from lowbit.core.errors import CalibrationError
 from lowbit.formats import Format
 from lowbit.kernels.activation import fake
-from lowbit.methods import Block, Linear, Method
+from lowbit.methods import Block, Count, Linear, Method
 from lowbit.sides import Parts, _kronecker
 from lowbit.solvers import tuning
 from lowbit.solvers.trained import Trained, through
@@ -72,8 +72,8 @@ class Rounded:
 class FlatQuant(Method):
     """steps: of descent in each block. batch: windows in each. rate: of the entries of L and R."""
 
-    steps: int = 200
-    batch: int = 4
+    steps: Count = 200
+    batch: Count = 4
     rate: float = 0.005
 
     needs: ClassVar[tuple[str, ...]] = ("max_magnitude",)

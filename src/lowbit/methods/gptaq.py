@@ -20,7 +20,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from lowbit.formats import Format, Quantized
-from lowbit.methods import Method
+from lowbit.methods import Method, Share
 from lowbit.solvers import grid
 from lowbit.solvers.target import trusted
 from lowbit.statistics import Stats
@@ -31,7 +31,7 @@ class GPTAQ(Method):
     """alpha: how far the target goes from W to W*. ridge: pull toward W, relative to mean(diag H)."""
 
     format: str = ""
-    alpha: float = 0.5
+    alpha: Share = 0.5
     ridge: float = 0.01
     damp: float = 0.01
     order: Literal["activation", "natural"] = "activation"

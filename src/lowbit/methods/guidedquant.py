@@ -20,7 +20,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from lowbit.formats import Format, Quantized
-from lowbit.methods import Method
+from lowbit.methods import Method, Share
 from lowbit.solvers import grid, grouped, tables
 from lowbit.solvers.target import trusted
 from lowbit.statistics import Stats
@@ -32,7 +32,7 @@ class GuidedQuant(Method):
     coordinate descent."""
 
     format: str = ""
-    alpha: float = 0.5
+    alpha: Share = 0.5
     ridge: float = 0.01
     damp: float = 0.01
     order: Literal["activation", "natural"] = "activation"

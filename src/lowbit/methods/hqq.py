@@ -21,7 +21,7 @@ from torch import Tensor
 
 from lowbit.core.errors import FormatError
 from lowbit.formats import Format, Grid, Quantized
-from lowbit.methods import Method
+from lowbit.methods import Count, Method, Share
 from lowbit.solvers import grid
 from lowbit.statistics import Stats
 
@@ -31,10 +31,10 @@ class HQQ(Method):
     """p: power of the error. beta: weight of the split, times kappa at each step. iterations: steps at most."""
 
     format: str = ""
-    p: float = 0.7
+    p: Share = 0.7
     beta: float = 10.0
     kappa: float = 1.01
-    iterations: int = 20
+    iterations: Count = 20
 
     needs: ClassVar[tuple[str, ...]] = ()
 

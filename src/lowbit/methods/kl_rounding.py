@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from lowbit.formats import Format
-from lowbit.methods import Method, Model, _training
+from lowbit.methods import Count, Method, Model, _training
 from lowbit.solvers import integers, tuning, whole
 
 
@@ -25,8 +25,8 @@ from lowbit.solvers import integers, tuning, whole
 class KLRounding(Method):
     """steps: of descent. batch: windows a step. rate: of v and of ranges at the first step."""
 
-    steps: int = 200
-    batch: int = 8
+    steps: Count = 200
+    batch: Count = 8
     rate: float = 0.002
 
     needs: ClassVar[tuple[str, ...]] = ()

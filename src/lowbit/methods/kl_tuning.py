@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from lowbit.formats import Format
-from lowbit.methods import Method, Model, _training
+from lowbit.methods import Count, Method, Model, _training
 from lowbit.solvers import continuous, tuning, whole
 from lowbit.solvers.continuous import Continuous
 
@@ -26,8 +26,8 @@ from lowbit.solvers.continuous import Continuous
 class KLTuning(Method):
     """steps: of descent. batch: windows a step. rate: as a share of a scale, or of a norm's root mean square."""
 
-    steps: int = 200
-    batch: int = 4
+    steps: Count = 200
+    batch: Count = 4
     rate: float = 0.001
 
     needs: ClassVar[tuple[str, ...]] = ()

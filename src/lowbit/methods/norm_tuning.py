@@ -15,7 +15,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from lowbit.formats import Format
-from lowbit.methods import Block, Method, _training
+from lowbit.methods import Block, Count, Method, _training
 from lowbit.solvers import trained, tuning
 
 
@@ -23,8 +23,8 @@ from lowbit.solvers import trained, tuning
 class NormTuning(Method):
     """steps: of descent. batch: windows a step. rate: of each tensor, as a share of its root mean square."""
 
-    steps: int = 100
-    batch: int = 4
+    steps: Count = 100
+    batch: Count = 4
     rate: float = 0.001
 
     needs: ClassVar[tuple[str, ...]] = ()

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lowbit import sides
 from lowbit.formats import Format, Grid, Quantized
-from lowbit.methods import Block, Method, _training
+from lowbit.methods import Block, Count, Method, _training
 from lowbit.solvers import integers, tuning
 from lowbit.solvers.trained import Trained
 
@@ -59,8 +59,8 @@ class OmniQuant(Method):
     """steps: of descent. batch: windows a step. rate: of a and b at the first step."""
 
     format: str = ""
-    steps: int = 400
-    batch: int = 2
+    steps: Count = 400
+    batch: Count = 2
     rate: float = 0.01
 
     needs: ClassVar[tuple[str, ...]] = ()

@@ -20,7 +20,7 @@ from torch import Tensor
 from lowbit.architectures import Fold
 from lowbit.core.errors import CalibrationError
 from lowbit.kernels.activation import fake
-from lowbit.methods import Block, Linear, Method, _inputs
+from lowbit.methods import Block, Count, Linear, Method, _inputs
 from lowbit.statistics import Stats
 from lowbit.transforms import fold as folding
 
@@ -33,7 +33,7 @@ FLOOR = 1e-5
 class OSPlus(Method):
     """grid: thresholds that are tried. shift: whether channels are shifted while running."""
 
-    grid: int = 50
+    grid: Count = 50
     shift: bool = True
 
     needs: ClassVar[tuple[str, ...]] = ("max_magnitude",)

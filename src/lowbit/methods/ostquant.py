@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lowbit.methods import Linear, Method, Study, _whole
+from lowbit.methods import Count, Linear, Method, Study, _whole
 from lowbit.solvers import stiefel
 from lowbit.transforms import turning as turns
 from lowbit.transforms.outline import Outline
@@ -31,11 +31,11 @@ SCALE = "scale."
 class OSTQuant(Method):
     """steps: of descent. batch: windows in each. rate, scale_rate: of rotations and of scales. top: tokens that count."""
 
-    steps: int = 100
-    batch: int = 4
+    steps: Count = 100
+    batch: Count = 4
     rate: float = 1.5
     scale_rate: float = 0.02
-    top: int = 1000
+    top: Count = 1000
     seed: int = 0
 
     def study(self, study: Study) -> dict[str, Tensor]:

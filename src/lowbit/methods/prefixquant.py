@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lowbit.methods import Method
+from lowbit.methods import Count, Method
 
 SHARE = 0.1
 """Of the windows: a token that stands out in fewer is a chance."""
@@ -37,7 +37,7 @@ class PrefixQuant(Method):
     """beyond: times the median of its window that an outlier's greatest |x| reaches. most: tokens of the prefix."""
 
     beyond: float = 20.0
-    most: int = 8
+    most: Count = 8
 
     def prefix(self, tokens: Tensor, reach: Sequence[Tensor], first: int) -> tuple[int, ...]:
         """The prefix. tokens [windows, length]; reach: greatest |x| of each of them, by block; first: what texts begin with."""

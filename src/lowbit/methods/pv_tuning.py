@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from lowbit.formats import Format
-from lowbit.methods import Method, Model, _training
+from lowbit.methods import Count, Method, Model, Share, _training
 from lowbit.solvers import tuning, whole
 from lowbit.solvers.moving import Moving
 
@@ -25,12 +25,12 @@ class PVTuning(Method):
     """steps: of descent. batch: windows a step. rate: of real numbers, as in kl_tuning. code_rate: of the buffers, as a share
     of the values' root mean square. every: steps between two changes of codes. share: of the codes that may change then."""
 
-    steps: int = 200
-    batch: int = 4
+    steps: Count = 200
+    batch: Count = 4
     rate: float = 0.001
     code_rate: float = 0.005
-    every: int = 10
-    share: float = 0.02
+    every: Count = 10
+    share: Share = 0.02
 
     needs: ClassVar[tuple[str, ...]] = ()
     weight_bytes: ClassVar[int] = 18

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from lowbit.methods import Block, Method
+from lowbit.methods import Block, Method, Share
 from lowbit.statistics import Stats
 from lowbit.transforms import fold as folding
 
@@ -30,9 +30,9 @@ KEYS, QUERIES = "self_attn.k_proj", "self_attn.q_proj"
 class QoQ(Method):
     """keys: exponent of their reach. alpha, beta: of the reach of inputs and of weights, in scales between linears."""
 
-    keys: float = 0.5
-    alpha: float = 0.3
-    beta: float = 0.7
+    keys: Share = 0.5
+    alpha: Share = 0.3
+    beta: Share = 0.7
 
     needs: ClassVar[tuple[str, ...]] = ("max_magnitude",)
 

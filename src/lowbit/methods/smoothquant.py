@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from lowbit.architectures import Fold
-from lowbit.core.errors import ArchitectureError, RecipeError
-from lowbit.methods import Block, Method
+from lowbit.core.errors import ArchitectureError
+from lowbit.methods import Block, Method, Share
 from lowbit.statistics import Stats
 from lowbit.transforms import fold as folding
 
@@ -35,15 +35,11 @@ FLOOR = 1e-5
 class SmoothQuant(Method):
     """alpha: share of the inputs' reach that moves into the weights, 0 to 1. edges: from norms, or from linears too."""
 
-    alpha: float = 0.5
+    alpha: Share = 0.5
     edges: Literal["norms", "all"] = "norms"
 
     needs: ClassVar[tuple[str, ...]] = ("max_magnitude",)
     needs_folds: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.alpha <= 1:
-            raise RecipeError(f"smoothquant(alpha={self.alpha}): a share of the inputs' reach. Use 0.5, or 0.85 for Llama.")
 
     @torch.no_grad()
     def rewrite(self, block: Block, stats: dict[str, Stats]) -> None:

@@ -22,7 +22,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lowbit.methods import Linear, Method, Study, _whole
+from lowbit.methods import Count, Linear, Method, Study, _whole
 from lowbit.solvers import stiefel
 from lowbit.transforms import turning as turns
 from lowbit.transforms.outline import Outline
@@ -35,8 +35,8 @@ SIDE = "turn"
 class SpinQuant(Method):
     """steps: of descent. batch: windows in each. rate: at the first step. online: as in quarot. seed: of the start."""
 
-    steps: int = 100
-    batch: int = 4
+    steps: Count = 100
+    batch: Count = 4
     rate: float = 1.5
     online: Literal["some", "none"] = "some"
     seed: int = 0

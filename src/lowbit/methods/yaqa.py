@@ -19,7 +19,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from lowbit.formats import Format, Quantized
-from lowbit.methods import Method
+from lowbit.methods import Count, Method, Share
 from lowbit.solvers import grid, tables, two_sided
 from lowbit.solvers.target import trusted
 from lowbit.statistics import Stats
@@ -31,10 +31,10 @@ class YAQA(Method):
     block. sweeps: of coordinate descent in a block."""
 
     format: str = ""
-    alpha: float = 0.5
+    alpha: Share = 0.5
     ridge: float = 0.01
     damp: float = 0.01
-    rows: int = 16
+    rows: Count = 16
     sweeps: int = 3
 
     needs: ClassVar[tuple[str, ...]] = (

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from lowbit.formats import Format
-from lowbit.methods import Block, Method, _training
+from lowbit.methods import Block, Count, Method, _training
 from lowbit.solvers import integers, tuning
 
 
@@ -30,8 +30,8 @@ class ZeroQuant(Method):
     """steps: of descent. batch: windows a step. rate: of weights in steps of the grid, and of ranges as a share."""
 
     format: str = ""
-    steps: int = 200
-    batch: int = 4
+    steps: Count = 200
+    batch: Count = 4
     rate: float = 0.002
 
     needs: ClassVar[tuple[str, ...]] = ()

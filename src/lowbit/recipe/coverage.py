@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from lowbit.core.errors import RecipeError
 from lowbit.methods import verb
 from lowbit.recipe import training
-from lowbit.recipe.grammar import Recipe, step_text
-from lowbit.recipe.selection import Linear, covers, inventory
+from lowbit.recipe.grammar import Recipe, layers, step_text
+from lowbit.recipe.selection import Linear, covers, inventory, last
 
 
 def check(recipe: Recipe, linears: Sequence[Linear]) -> None:
@@ -18,6 +18,9 @@ def check(recipe: Recipe, linears: Sequence[Linear]) -> None:
         found = {linear.name for linear in linears if covers(selector, linear)}
         if not found:
             raise RecipeError(f"{step}: this selects none of the model's {len(linears)} linears. It has {inventory(linears)}.")
+        span, end = layers(selector), last(linears)
+        if span and span[1] > end:
+            raise RecipeError(f"{step}: the model's layers are 0 to {end}. Write layers.{span[0]}-{end}.")
         training.check_order(recipe, method, step, trained)
         if verb(method) == "solve":
             for rival, names in solved:

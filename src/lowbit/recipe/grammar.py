@@ -144,7 +144,7 @@ def _value(step: str, key: str, hint: Any, word: str, default: Any) -> Any:
             return kind(word)
         if kind is str and word:
             return word
-    wanted = " or ".join(_NAMES.get(k) or ", ".join(map(str, typing.get_args(k))) for k in kinds)
+    wanted = " or ".join(_NAMES.get(k) or " or ".join(map(str, typing.get_args(k))) for k in kinds)
     hint_text = "" if default in (dataclasses.MISSING, "") else f" The default is {_literal(default)}."
     raise RecipeError(f"{step}: '{key}' takes {wanted}, not '{word}'.{hint_text}")
 
@@ -160,6 +160,7 @@ def _check(recipe: Recipe) -> None:
     solvers: list[tuple[Link, str]] = []
     for number, (method, selector) in enumerate(recipe.steps):
         _check_turn(recipe, number)
+        methods.check(method, step_text(method, selector))
         _check_selector(step_text(method, selector), selector)
         if getattr(method, "format", ""):
             formats.parse(str(method.format))  # type: ignore[attr-defined]

@@ -204,8 +204,7 @@ def _target(recipe: Recipe, linear: Linear) -> Target | None:
         format.groups(linear.shape)
     except ShapeError as error:
         out, inputs = linear.shape
-        reason = str(error).partition(": ")[2]
-        raise ShapeError(f"{step_text(solver)} cannot take {linear.name} [{out}, {inputs}]: {reason}") from error
+        raise ShapeError(f"{step_text(solver)} cannot take {linear.name} [{out}, {inputs}]: {_reason(error)}") from error
     for tuner in (*tuners, *finishers):
         training.check(tuner, linear, format)
     if transforms or linear.role in OUTSIDE:
@@ -223,12 +222,20 @@ def _activation(found: Sequence[Any], linear: Linear, format: Format) -> Activat
     if linear.role in OUTSIDE:
         fact = f"{linear.name} is in no decoder block, and only linears of blocks round their inputs"
         raise RecipeError(f"{step_text(declared[-1])}: {fact}. Narrow the selector.")
-    activation.fits(linear.shape[1])
+    try:
+        activation.fits(linear.shape[1])
+    except ShapeError as error:
+        raise ShapeError(f"{step_text(declared[-1])} cannot take the inputs of {linear.name}: {_reason(error)}") from error
     late = [word for word in format.inner.sides if _late(word)]
     if late and activation.stored:
         fact = f"its stored scale is found before {late[0]} of {format} knows its inputs"
         raise RecipeError(f"{step_text(declared[-1])}: {fact}. Use scales that are found while running, as int4-token.")
     return activation
+
+
+def _reason(error: ShapeError) -> str:
+    """What an error says after the name of the format."""
+    return str(error).partition(": ")[2]
 
 
 def _late(word: str) -> bool:

@@ -6,26 +6,11 @@ In / Out  a selector of a sentence (attn, layers.0-3, "*.down_proj", "" for all)
 
 import fnmatch
 from collections.abc import Sequence
-from typing import Protocol
 
+from lowbit.methods import Linear
 from lowbit.recipe.grammar import layers
 
 OUTSIDE = {"head", "embed"}
-
-
-class Linear(Protocol):
-    """A linear as the plan sees it. role: attn, mlp, experts, head or embed; layer: of its block; writes: into the stream."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def shape(self) -> tuple[int, int]: ...
-    @property
-    def role(self) -> str: ...
-    @property
-    def layer(self) -> int: ...
-    @property
-    def writes(self) -> bool: ...
 
 
 def covers(selector: str, linear: Linear) -> bool:
@@ -38,10 +23,14 @@ def covers(selector: str, linear: Linear) -> bool:
     return linear.role == selector or fnmatch.fnmatchcase(linear.name, selector)
 
 
+def last(linears: Sequence[Linear]) -> int:
+    """The number of the last decoder layer."""
+    return max((linear.layer for linear in linears if linear.role not in OUTSIDE), default=0)
+
+
 def inventory(linears: Sequence[Linear]) -> str:
     """What a selector may name in this model."""
     roles = dict.fromkeys(linear.role for linear in linears)
-    last = max((linear.layer for linear in linears if linear.role not in OUTSIDE), default=0)
     globs = dict.fromkeys("".join(name.rpartition(".")[1:]) for name in (linear.name for linear in linears))
     globs = dict.fromkeys(f"*{glob}" if glob.startswith(".") else glob for glob in globs)
-    return f"{', '.join(roles)}, layers.0-{last}, and by glob {', '.join(globs)}"
+    return f"{', '.join(roles)}, layers.0-{last(linears)}, and by glob {', '.join(globs)}"
