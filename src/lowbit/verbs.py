@@ -9,11 +9,12 @@ inspect    folder -> what is stored, layer by layer, and which kernel will run i
 listing    what the shelves hold
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from lowbit.core.chain import Chain, Link
+from lowbit.core.device import chosen
 from lowbit.pipeline.progress import Progress, Silent
 from lowbit.pipeline.quantize import run
 from lowbit.pipeline.request import Request, Result
@@ -56,7 +57,7 @@ def evaluate(
     """Measure a model; see lowbit.evaluation.measure."""
     from lowbit.evaluation import measure
 
-    return measure.evaluate(model, against, text, windows, length, device, bits)
+    return measure.evaluate(model, against, text, windows, length, str(chosen(device)), bits)
 
 
 def compare(
@@ -88,7 +89,7 @@ def compare(
         samples=samples,
         length=length,
         seed=seed,
-        device=device,
+        device=str(chosen(device)),
         progress=progress or Silent(),
     )
     result["folder"] = str(folder)
@@ -116,7 +117,7 @@ def diagnose(
     from lowbit.report import diagnosis as page
     from lowbit.report import portrait
 
-    result = diagnosis.diagnose(model, text, windows, length, device, progress or Silent())
+    result = diagnosis.diagnose(model, text, windows, length, str(chosen(device)), progress or Silent())
     folder = Path(out or f"{Path(model).name}-diagnosis")
     folder.mkdir(parents=True, exist_ok=True)
     result["folder"] = str(folder)
@@ -142,20 +143,19 @@ def generate(
     """
     from lowbit.serving import local
 
-    return local.generate(model, prompt, tokens=tokens, temperature=temperature, seed=seed, kv=kv, device=device, bits=bits)
+    place = str(chosen(device))
+    return local.generate(model, prompt, tokens=tokens, temperature=temperature, seed=seed, kv=kv, device=place, bits=bits)
 
 
 def chat(model: str, *, seed: int = 0, kv: str | None = None, device: str | None = None, bits: int | None = None) -> "Any":
     """A conversation partner: `.reply(messages, tokens, temperature)` gives the answer piece by piece."""
     from lowbit.serving.local import Local
 
-    return Local(model, device, seed, kv, bits)
+    return Local(model, str(chosen(device)), seed, kv, bits)
 
 
 def inspect(model: str, *, device: str | None = None) -> dict[str, Any]:
     """What a folder stores, layer by layer, and which kernel will run each matrix on `device`, with the others' reasons."""
-    import torch
-
     from lowbit import checkpoints, kvcache
     from lowbit.checkpoints.folder import Folder
     from lowbit.kernels import dispatch
@@ -164,7 +164,7 @@ def inspect(model: str, *, device: str | None = None) -> dict[str, Any]:
 
     folder = Folder(resolve(model))
     stored = checkpoints.Stored(folder, replacing.renames_of(folder.config(), folder.names))
-    place, dtype = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")), folder.dtype()
+    place, dtype = chosen(device), folder.dtype()
     layers, bits = [], {}
     for name, format in stored.formats.items():
         shape = stored.quantized(name).shape
@@ -198,36 +198,49 @@ def inspect(model: str, *, device: str | None = None) -> dict[str, Any]:
     }
 
 
-def listing(kind: str) -> list[dict[str, Any]]:
-    """The entries of a shelf by name with one line each. kind: methods, formats, policies (of the KV cache), presets,
-    architectures or kernels.
-    """
-    from lowbit import architectures, formats, kvcache, methods
+def listing(kind: str = "kinds") -> list[dict[str, Any]]:
+    """The entries of a shelf by name with one line each; kind: one of those that listing() lists. Raises RequestError."""
+    from lowbit import architectures, dtypes, formats, kvcache, methods, sides
     from lowbit.core.errors import RequestError, nearest
     from lowbit.kernels import dispatch
     from lowbit.recipe import presets
 
-    def shelf(found: Any) -> list[dict[str, Any]]:
-        return [{"name": name, "about": found.summary(name).partition(" - ")[2]} for name in found.names()]
+    def told(names: Iterable[str], summary: Callable[[str], str]) -> list[dict[str, Any]]:
+        return [{"name": name, "about": summary(name).partition(" - ")[2]} for name in names]
 
-    kinds: dict[str, Any] = {
-        "methods": lambda: shelf(methods.shelf),
-        "architectures": lambda: shelf(architectures.shelf),
-        "formats": lambda: [
-            {"name": name, "bits": round(formats.parse(name).bits_per_weight((4096, 4096)), 3)} for name in formats.examples()
-        ],
-        "policies": lambda: [
-            {"name": name, "bits": round(kvcache.parse(name).bits_per_number(128), 3)} for name in kvcache.examples()
-        ],
-        "presets": lambda: [
-            {"name": name, "sentence": p["sentence"], "about": p["note"]} for name, p in presets.load().items()
-        ],
-        "kernels": lambda: [
-            {"name": name, "about": dispatch.summary(name).partition(" - ")[2]}
-            for name in (*dispatch.names(), *dispatch.names(dispatch.ATTENTION))
-        ],
+    def sized(found: Any, bits: Callable[[str], float]) -> list[dict[str, Any]]:
+        rows = [(name, file) for file in found.shelf.names() for name in found.examples(file)]
+        about = {file: found.shelf.summary(file).partition(" - ")[2] for _, file in rows}
+        return [{"name": name, "bits": round(bits(name), 3), "about": about[file]} for name, file in rows]
+
+    kernels = (*dispatch.names(), *dispatch.names(dispatch.ATTENTION))
+    kinds: dict[str, tuple[str, Callable[[], list[dict[str, Any]]]]] = {
+        "methods": ("the steps of a sentence", lambda: told(methods.shelf.names(), methods.shelf.summary)),
+        "presets": (
+            "sentences with a name",
+            lambda: [{"name": n, "sentence": p["sentence"], "about": p["note"]} for n, p in presets.load().items()],
+        ),
+        "formats": (
+            "what weights and inputs are rounded to; sizes, groups and bits may be others than the examples'",
+            lambda: sized(formats, lambda name: formats.parse(name).bits_per_weight((4096, 4096))),
+        ),
+        "dtypes": (
+            "the elements of formats: e2m1 gives e2m1-g32, int gives int4-g128",
+            lambda: told(dtypes.shelf.names(), dtypes.shelf.summary),
+        ),
+        "sides": (
+            "words at the end of a format, as in int4-g128-rank16: what lies beside the codes, and bases",
+            lambda: told(sides.shelf.names(), sides.shelf.summary),
+        ),
+        "policies": (
+            "how keys and values of past tokens are held: kv(int4), --kv int4",
+            lambda: sized(kvcache, lambda name: kvcache.parse(name).bits_per_number(128)),
+        ),
+        "architectures": ("model families", lambda: told(architectures.shelf.names(), architectures.shelf.summary)),
+        "kernels": ("what multiplies packed matrices and reads packed caches", lambda: told(kernels, dispatch.summary)),
     }
+    if kind == "kinds":
+        return [{"name": name, "about": about} for name, (about, _) in kinds.items()]
     if kind not in kinds:
         raise RequestError(f"list {kind}: there is no such list. {nearest(kind, kinds)}")
-    found: list[dict[str, Any]] = kinds[kind]()
-    return found
+    return kinds[kind][1]()

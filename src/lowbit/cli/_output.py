@@ -37,11 +37,11 @@ class Output(contextlib.AbstractContextManager["Output"]):
         self.stream.close()
 
     def console(self) -> "Console":
-        """A rich console on the real stdout; wide where there is no terminal."""
+        """A rich console on the real stdout; so wide that nothing is folded where there is no terminal."""
         from rich.console import Console
 
         return Console(
-            file=self.stream, width=None if self.stream.isatty() else 160, highlight=False, markup=False, emoji=False
+            file=self.stream, width=None if self.stream.isatty() else 1000, highlight=False, markup=False, emoji=False
         )
 
     def say(self, text: str, end: str = "\n") -> None:
@@ -52,8 +52,10 @@ class Output(contextlib.AbstractContextManager["Output"]):
 
     def show(self, *renderables: Any) -> None:
         """Rich tables for a reader; nothing when an object is wanted."""
-        if not self.as_json:
-            self.console().print(*renderables, sep="\n")
+        console = self.console()
+        with console.capture() as told:
+            console.print(*renderables, sep="\n")
+        self.say("\n".join(line.rstrip() for line in told.get().splitlines()).strip("\n"))
 
     def object(self, value: Mapping[str, Any]) -> None:
         """The one object, when it is wanted."""

@@ -1,5 +1,6 @@
 """_progress - a run's events as a live bar on stderr, or as plain lines where there is no terminal."""
 
+import os
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 
 def progress() -> "Progress":
     """The receiver that suits stderr."""
-    return Bar() if sys.stderr.isatty() else Lines()
+    return Bar() if sys.stderr.isatty() and os.environ.get("TERM") not in {None, "dumb"} else Lines()
 
 
 def clock(seconds: float) -> str:

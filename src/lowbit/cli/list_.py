@@ -10,16 +10,14 @@ from lowbit.cli._output import Output, verbs
 
 def command(
     kind: Annotated[
-        str,
-        typer.Argument(
-            help="methods, formats, policies (KV cache), presets, architectures or kernels.", metavar="KIND", show_default=False
-        ),
-    ],
+        str, typer.Argument(help="One of the lists that `lowbit list` shows.", metavar="KIND", show_default=False)
+    ] = "kinds",
     json: options.Json = False,
 ) -> None:
-    """List methods, formats, policies, presets, architectures or kernels, each with one line.
+    """List methods, presets, formats and what else can be named, each with one line; without KIND what lists there are.
 
     \b
+    lowbit list
     lowbit list methods
     """
     with Output(json) as output:

@@ -1,4 +1,4 @@
-"""device - what this machine has: free memory and arithmetic speed, measured."""
+"""device - the device that is asked for, and what this machine has: free memory and arithmetic speed, measured."""
 
 import ctypes
 import time
@@ -8,9 +8,25 @@ from pathlib import Path
 
 import torch
 
+from lowbit.core.errors import RequestError
+
 M_MMAP_THRESHOLD = -3
 LARGE = 4 << 20
 """Bytes from which on a tensor gets pages of its own."""
+
+
+def chosen(name: str | None) -> torch.device:
+    """The device called `name` ("cpu", "cuda", "cuda:1"); None: the GPU where there is one. Raises RequestError."""
+    count = torch.cuda.device_count()
+    if name is None:
+        return torch.device("cuda" if count else "cpu")
+    kind, colon, number = name.partition(":")
+    if kind not in {"cpu", "cuda"} or (colon and not number.isdecimal()):
+        raise RequestError(f"device '{name}': there is no such kind. Use cpu, cuda or cuda:N.")
+    if kind == "cuda" and int(number or 0) >= count:
+        had = "no GPU that torch can use" if not count else f"{count} of them, cuda:0 to cuda:{count - 1}"
+        raise RequestError(f"device '{name}': this machine has {had}. Use {'another' if count else 'cpu'}.")
+    return torch.device(name)
 
 
 def available_memory(device: torch.device) -> int:

@@ -89,9 +89,9 @@ def one_level(element: str, zero: str) -> str:
     return {"": "symmetric", "int": "asymmetric", "float": "float_zero"}[zero]
 
 
-def examples() -> list[str]:
-    """Names of formats, one or more for every rule and head; what lists show and conformance checks."""
-    return [name for file in shelf.names() for name in getattr(shelf.get(file), "EXAMPLES", ())]
+def examples(file: str | None = None) -> list[str]:
+    """Names of formats, one or more for every rule and head: of one file, or of all; what lists show and conformance checks."""
+    return [name for file in ([file] if file else shelf.names()) for name in getattr(shelf.get(file), "EXAMPLES", ())]
 
 
 def _head(head: str) -> tuple[ModuleType | None, str]:

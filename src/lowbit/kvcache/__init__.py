@@ -79,9 +79,9 @@ def parse(text: str) -> Policy:
     return found
 
 
-def examples() -> list[str]:
-    """Names of policies, one or more a file; what lists show and conformance checks."""
-    return [name for file in shelf.names() for name in shelf.get(file).EXAMPLES]
+def examples(file: str | None = None) -> list[str]:
+    """Names of policies, one or more a file: of one, or of all; what lists show and conformance checks."""
+    return [name for file in ([file] if file else shelf.names()) for name in shelf.get(file).EXAMPLES]
 
 
 def by_layer(told: Told, layers: int) -> list[Policy | None]:

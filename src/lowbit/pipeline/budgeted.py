@@ -20,12 +20,10 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import lowbit
 from lowbit import checkpoints
 from lowbit.checkpoints.folder import Folder
-from lowbit.core.device import available_memory
+from lowbit.core.device import available_memory, chosen
 from lowbit.core.errors import CapacityError, CheckpointError
 from lowbit.pipeline import closing, sensitivity, text
 from lowbit.pipeline.progress import Progress
@@ -90,14 +88,10 @@ def _admit(source: Source, shares: Shares, out: Path, request: Request) -> None:
         raise CapacityError(f"{shares.asked}: {fact}; {limit}. Name formats by selectors, as gptq(int8-g128)@layers.0.")
     declared = shares.declared
     need = sensitivity.memory(source, len(shares.groups), declared.windows * min(declared.length, source.context))
-    have = available_memory(_device(request))
+    have = available_memory(chosen(request.device))
     if need > have:
         fact = f"sensitivities need about {need / 1e9:.1f} GB of memory, {have / 1e9:.1f} GB are free"
         raise CapacityError(f"{shares.asked}: {fact}. Use fewer windows, as budget({declared.bits:g}, windows=2, length=256).")
-
-
-def _device(request: Request) -> torch.device:
-    return torch.device(request.device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def _allocation(request: Request, source: Source, shares: Shares, room: Path, progress: Progress) -> dict[str, Any]:
@@ -105,7 +99,7 @@ def _allocation(request: Request, source: Source, shares: Shares, room: Path, pr
     path = room / "allocation.json"
     task = {
         "asked": str(shares.asked), "model": source.folder.digest(), "calibration": request.calibration,
-        "samples": request.samples, "length": request.length, "seed": request.seed, "device": _device(request).type,
+        "samples": request.samples, "length": request.length, "seed": request.seed, "device": chosen(request.device).type,
         "version": lowbit.__version__,
     }  # fmt: skip
     if path.exists():
@@ -129,7 +123,7 @@ def _chosen(request: Request, source: Source, shares: Shares, progress: Progress
     tokenizer, length = tokenizer_of(source.folder.path), min(declared.length, source.context)
     tokens = text.spread(text.windows(name, text.read(name), tokenizer, length).tokens, declared.windows)
     names = [[member.name for member in group.members] for group in groups]
-    slopes = sensitivity.slopes(source, names, tokens, declared.seed, _device(request), progress)
+    slopes = sensitivity.slopes(source, names, tokens, declared.seed, chosen(request.device), progress)
     errors = [sensitivity.errors(source, members, group.options) for members, group in zip(names, groups, strict=True)]
     losses = [[slope * t for t in found] for slope, found in zip(slopes, errors, strict=True)]
     items = [list(zip(group.sizes, loss, strict=True)) for group, loss in zip(groups, losses, strict=True)]
@@ -156,7 +150,8 @@ def _gain(request: Request, source: Source, room: Path, progress: Progress) -> t
     tokenizer, length = tokenizer_of(source.folder.path), min(source.context, closing.LENGTH)
     tokens = text.spread(text.windows("bundled", text.read("bundled", "evaluation"), tokenizer, length).tokens, WINDOWS)
     uniform, allotted = (
-        closing.compare(source, Folder(room / name), tokens, _device(request), progress).kl for name in (UNIFORM, ALLOTTED)
+        closing.compare(source, Folder(room / name), tokens, chosen(request.device), progress).kl
+        for name in (UNIFORM, ALLOTTED)
     )
     return mean_and_error([math.log(max(u, LEAST) / max(a, LEAST)) for u, a in zip(uniform, allotted, strict=True)])
 

@@ -18,7 +18,7 @@ from torch import Tensor
 import lowbit
 from lowbit import checkpoints, kvcache
 from lowbit.core import ranks
-from lowbit.core.device import available_memory, peak_memory, return_freed_memory
+from lowbit.core.device import available_memory, chosen, peak_memory, return_freed_memory
 from lowbit.core.errors import CapacityError, CheckpointError, RequestError
 from lowbit.layers.loading import load
 from lowbit.pipeline import admission, blocks, budgeted, closing, ends, forecast, journal, prefixed, text, turned
@@ -64,7 +64,7 @@ class Run:
 
     def __init__(self, request: Request, progress: Progress, card: Card) -> None:
         self.request = request
-        self.device = ranks.begin(torch.device(request.device or ("cuda" if torch.cuda.is_available() else "cpu")))
+        self.device = ranks.begin(chosen(request.device))
         self.progress = progress = progress if ranks.mine() == 0 else Silent()
         self.card = card
         self.source = Source(request.model)
@@ -136,7 +136,9 @@ class Run:
         ranks.meet()
 
     def admit(self, result: Result) -> None:
-        """Refuse what cannot end well before any work. Raises CheckpointError, CapacityError."""
+        """Refuse what cannot end well before any work. Raises CalibrationError, CheckpointError, CapacityError."""
+        if self.request.calibration != "generated":
+            text.check(self.request.calibration)
         if self.out.exists():
             raise CheckpointError(f"{self.out}: the folder exists already. Remove it or choose another --out.")
         folder = next(p for p in (self.out.absolute().parent, *self.out.absolute().parents) if p.exists())

@@ -7,6 +7,7 @@ Traps     A text shorter than one window is an error, not a short window: a seco
 """
 
 import hashlib
+import importlib.util
 import json
 from dataclasses import dataclass
 from importlib import resources
@@ -19,6 +20,7 @@ from torch import Tensor
 from lowbit.core.errors import CalibrationError
 from lowbit.pipeline import tokenizing
 
+BUILT_IN = ("bundled", "pydoc")
 SAMPLES = 64
 LENGTH = 2048
 
@@ -47,14 +49,24 @@ def read(name: str, room: str = "pipeline") -> str:
         from pydoc_data.topics import topics
 
         return "\n\n".join(topics[t] for t in sorted(topics))
+    check(name)
     path = Path(name)
     if path.is_file():
         return _jsonl(path) if path.suffix == ".jsonl" else _plain(path)
-    if path.suffix in {".txt", ".jsonl", ".md"} or name.startswith((".", "/", "~")) or "/" not in name:
-        raise CalibrationError(
-            f"{name}: there is no such file. Give a text or jsonl file, 'bundled', 'generated' or a datasets name."
-        )
     return _dataset(name)
+
+
+def check(name: str) -> None:
+    """Refuse what can be no text, before any is read. Raises CalibrationError."""
+    path = Path(name)
+    if name in BUILT_IN or path.is_file():
+        return
+    if path.suffix in {".txt", ".jsonl", ".md"} or name.startswith((".", "/", "~")) or "/" not in name:
+        kind = "this is a folder" if path.is_dir() else "there is no such file"
+        raise CalibrationError(f"{name}: {kind}. Give a text or jsonl file, 'bundled', 'generated' or a datasets name.")
+    if importlib.util.find_spec("datasets") is None:
+        fact = "no such file, and a datasets name needs the package 'datasets'"
+        raise CalibrationError(f"{name}: {fact}. pip install 'lowbit[hub]'.")
 
 
 def _plain(path: Path) -> str:
@@ -85,12 +97,8 @@ def _jsonl(path: Path) -> str:
 
 def _dataset(name: str, characters: int = 4_000_000) -> str:
     """The first `characters` of a dataset's "text" column (streamed)."""
-    try:
-        import datasets  # type: ignore[import-not-found,unused-ignore]
-    except ImportError as error:
-        raise CalibrationError(
-            f"{name}: no such file, and a datasets name needs the package 'datasets'. pip install 'lowbit[hub]'."
-        ) from error
+    import datasets  # type: ignore[import-not-found,unused-ignore]
+
     repo, _, split = name.partition(":")
     try:
         rows = datasets.load_dataset(repo, split=split or "train", streaming=True)
