@@ -141,10 +141,7 @@ def generate(
     kv: how keys and values are held, a policy of lowbit.kvcache as "int4" (default: as floats).
     bits: at which nested codes are read (default: all that are stored).
     """
-    from lowbit.serving import local
-
-    place = str(chosen(device))
-    return local.generate(model, prompt, tokens=tokens, temperature=temperature, seed=seed, kv=kv, device=place, bits=bits)
+    return "".join(chat(model, seed=seed, kv=kv, device=device, bits=bits).stream(prompt, tokens, temperature))
 
 
 def chat(model: str, *, seed: int = 0, kv: str | None = None, device: str | None = None, bits: int | None = None) -> "Any":

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lowbit.cli import _progress, main
+from lowbit.cli import _bar, _progress, main
 from lowbit.cli._ending import bug, guarded
 from lowbit.cli._output import Output, plain
 from lowbit.core.errors import CapacityError, CheckpointError, RecipeError
@@ -324,7 +324,7 @@ def test_progress_in_lines(capsys, monkeypatch):
 def test_progress_as_a_bar(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setenv("FORCE_COLOR", "1")
-    bar = _progress.Bar()
+    bar = _bar.Bar()
     bar.start("quantize", 2)
     bar.layer("model.layers.0.mlp.up_proj", 0.0123, 1.0)
     bar._bar.refresh()

@@ -1,18 +1,16 @@
-"""_discover - the map of a model without a file on the shelf, from its module tree and a trial forward of one block.
+"""_discover - the map of a model without a file on the shelf, from its module tree.
 
-Idea   The decoder blocks are the ModuleList that holds most of the weights in linears and fused experts. Which linears share
-       an input, and in which order they run, a forward shows: linears that are given the same memory belong to one stage.
-Traps  Folds cannot be seen from a tree: methods that need them must end with an error. Two views of one tensor are one input;
-       the same memory after a change in place is another. A linear that looks like a router is kept.
+Idea   The decoder blocks are the ModuleList that holds most of the weights in linears and fused experts.
+Traps  Folds cannot be seen from a tree: methods that need them must end with an error. A linear that looks like a router is
+       kept.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from lowbit.architectures import Architecture
+from lowbit.architectures._map import Architecture
 from lowbit.core.errors import ArchitectureError
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
@@ -88,42 +86,3 @@ def _experts(layers: list[nn.Module], who: str) -> str:
             "Add a file to lowbit/architectures."
         )
     return next(iter(fused), "")
-
-
-def stages(block: nn.Module, run: Callable[[], Any]) -> tuple[tuple[str, ...], ...]:
-    """The linears of a block by shared input, in the order in which a forward meets them.
-
-    run: runs the block once, with any hidden states of at least one token. Experts taken apart (lowbit.layers.experts) announce
-    their inputs together and make one stage, whatever the tokens chose. A linear that did not run is in no stage.
-    """
-    found: dict[tuple[int, ...], list[str]] = {}
-    met: set[str] = set()
-    alive: list[Tensor] = []
-
-    def meet(names: list[str], x: Tensor) -> None:
-        alive.append(x)  # its memory must not be given to another tensor before the end
-        place = (x.untyped_storage().data_ptr(), int(x.storage_offset()), x.numel(), x._version)
-        found.setdefault(place, []).extend(n for n in names if n not in met)
-        met.update(names)
-
-    def linear_hook(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        return lambda _, args: meet([name], args[0])
-
-    def announce_hook(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        prefix = name.removesuffix("announce")
-
-        def announced(_: nn.Module, args: tuple[Any, ...]) -> None:
-            experts = [prefix + n.rpartition(".")[0] for n in args[0]]
-            meet([f"{expert}.{leaf}" for leaf in args[1] for expert in experts], next(iter(args[0].values())))
-
-        return announced
-
-    hooks = [m.register_forward_pre_hook(linear_hook(n)) for n, m in block.named_modules() if isinstance(m, nn.Linear)]
-    hooks += [m.register_forward_pre_hook(announce_hook(n)) for n, m in block.named_modules() if n.endswith(".announce")]
-    try:
-        with torch.no_grad():
-            run()
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return tuple(tuple(names) for names in found.values() if names)

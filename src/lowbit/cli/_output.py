@@ -72,14 +72,3 @@ def plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value if value is None or isinstance(value, str | int | float | bool) else str(value)
-
-
-def verbs() -> Any:
-    """lowbit.verbs, with the libraries' own progress bars and advice switched off."""
-    from transformers.utils import logging
-
-    from lowbit import verbs as found
-
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    return found

@@ -4,7 +4,8 @@ import sys
 from collections.abc import Iterator
 
 from lowbit.cli import _options as options
-from lowbit.cli._output import Output, verbs
+from lowbit.cli._output import Output
+from lowbit.cli._verbs import verbs
 
 
 def command(

@@ -5,8 +5,9 @@ from typing import Annotated
 import typer
 
 from lowbit.cli import _options as options
-from lowbit.cli._output import Output, verbs
+from lowbit.cli._output import Output
 from lowbit.cli._progress import Lines
+from lowbit.cli._verbs import verbs
 
 
 def command(

@@ -5,7 +5,8 @@ from typing import Annotated
 import typer
 
 from lowbit.cli import _options as options
-from lowbit.cli._output import Output, verbs
+from lowbit.cli._output import Output
+from lowbit.cli._verbs import verbs
 
 
 def command(

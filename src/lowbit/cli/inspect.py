@@ -1,7 +1,8 @@
 """inspect - Tell what a model folder stores, and which kernels will run it."""
 
 from lowbit.cli import _options as options
-from lowbit.cli._output import Output, verbs
+from lowbit.cli._output import Output
+from lowbit.cli._verbs import verbs
 
 
 def command(model: options.Model, device: options.Device = None, json: options.Json = False) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowbit.architectures import _discover, shares
+from lowbit.architectures import shares, traced
 from lowbit.core import ranks
 from lowbit.core.errors import CheckpointError
 from lowbit.formats import Parts
@@ -113,7 +113,7 @@ def stages_of(job: Job) -> list[list[str]]:
     if not patterns and not job.batches:
         return [[name] for name in job.targets]
     if not patterns:
-        patterns = _discover.stages(job.module, lambda: job.module(job.batches[0][:1], **job.kwargs))
+        patterns = traced(job.module, lambda: job.module(job.batches[0][:1], **job.kwargs))
     found = [[name for pattern in stage for name in job.targets if fnmatch.fnmatch(name, pattern)] for stage in patterns]
     return [names for names in found if names]
 

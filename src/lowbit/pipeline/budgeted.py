@@ -25,13 +25,13 @@ from lowbit import checkpoints
 from lowbit.checkpoints.folder import Folder
 from lowbit.core.device import available_memory, chosen
 from lowbit.core.errors import CapacityError, CheckpointError
+from lowbit.methods import Linear
 from lowbit.pipeline import closing, sensitivity, text
 from lowbit.pipeline.progress import Progress
 from lowbit.pipeline.request import Request, Result
 from lowbit.pipeline.source import Source, tokenizer_of
 from lowbit.recipe import Recipe, allotment
 from lowbit.recipe.allotment import Allocator, Shares
-from lowbit.recipe.plan import Linear
 from lowbit.solvers.allocation import allocate
 from lowbit.statistics._divergence import mean_and_error
 

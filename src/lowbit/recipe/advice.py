@@ -11,8 +11,9 @@ Traps     A recommendation to begin with, not the best recipe: `lowbit compare` 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lowbit.methods import Linear
 from lowbit.recipe.grammar import Recipe
-from lowbit.recipe.plan import Linear, Plan
+from lowbit.recipe.plan import Plan
 
 FREE = 0.1
 """Share of the weights' loss below which another loss is nothing beside it."""

@@ -19,9 +19,10 @@ from lowbit import formats
 from lowbit.core.chain import Link
 from lowbit.core.errors import RecipeError, ShapeError
 from lowbit.formats import Format
-from lowbit.methods import verb
+from lowbit.methods import Linear, verb
 from lowbit.recipe.grammar import Recipe, step_text
-from lowbit.recipe.plan import OUTSIDE, Linear, Plan, Target, covers
+from lowbit.recipe.plan import Plan, Target
+from lowbit.recipe.selection import OUTSIDE, covers
 
 Fused = Callable[[Linear], str]
 """A name for everything that shares its format with a linear."""

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from lowbit.core.errors import RecipeError
+from lowbit.methods import Linear
 from lowbit.recipe.grammar import Recipe, layers, step_text
-from lowbit.recipe.selection import OUTSIDE, Linear
+from lowbit.recipe.selection import OUTSIDE
 
 
 def policies(recipe: Recipe, linears: Sequence[Linear]) -> list[str]:

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 from lowbit.core.errors import RecipeError
-from lowbit.methods import verb
+from lowbit.methods import Linear, verb
 from lowbit.recipe import training
 from lowbit.recipe.grammar import Recipe, layers, step_text
-from lowbit.recipe.selection import Linear, covers, inventory, last
+from lowbit.recipe.selection import covers, inventory, last
 
 
 def check(recipe: Recipe, linears: Sequence[Linear]) -> None:

@@ -18,13 +18,11 @@ from lowbit.core.chain import Link
 from lowbit.core.errors import RecipeError, ShapeError
 from lowbit.formats import Format
 from lowbit.kernels.activation import Activation
-from lowbit.methods import Finisher, Prefixing, Solver, Transform, Tuner, Turner, name_of, verb
+from lowbit.methods import Finisher, Linear, Prefixing, Solver, Transform, Tuner, Turner, name_of, verb
 from lowbit.recipe import coverage, outlook, training
 from lowbit.recipe.grammar import Recipe, step_text
-from lowbit.recipe.selection import OUTSIDE, Linear, covers
+from lowbit.recipe.selection import OUTSIDE, covers
 from lowbit.solvers import observers
-
-__all__ = ["OUTSIDE", "Linear", "Plan", "Target", "covers"]
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from lowbit import formats, sides, statistics
 from lowbit.core.chain import Link
 from lowbit.core.errors import RecipeError
 from lowbit.formats import Format
-from lowbit.methods import verb
+from lowbit.methods import Linear, verb
 from lowbit.recipe.grammar import Recipe, step_text
-from lowbit.recipe.selection import OUTSIDE, Linear
+from lowbit.recipe.selection import OUTSIDE
 
 ORDER = {"rewrite": 0, "solve": 0, "tune": 1, "finish": 2}
 

@@ -102,18 +102,3 @@ class Local:
         yield self.tokenizer.decode(ids[start:], skip_special_tokens=True)[
             len(self.tokenizer.decode(ids[start:end], skip_special_tokens=True)) :
         ]
-
-
-def generate(
-    model: str,
-    prompt: str,
-    *,
-    tokens: int = 128,
-    temperature: float = 0.0,
-    seed: int = 0,
-    kv: str | None = None,
-    device: str | None = None,
-    bits: int | None = None,
-) -> str:
-    """The continuation of `prompt`."""
-    return "".join(Local(model, device, seed, kv, bits).stream(prompt, tokens, temperature))

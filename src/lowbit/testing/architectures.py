@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from lowbit import architectures
-from lowbit.architectures import Architecture, _discover
+from lowbit.architectures import Architecture, _discover, traced
 from lowbit.core.errors import ArchitectureError
 from lowbit.layers.experts import Experts, fuse, take_apart
 from lowbit.testing._tiny import blocks_of, tiny, tokens
@@ -99,7 +99,7 @@ def check_stages(name: str) -> None:
     """The declared stages are the discovered ones, in their order, in every block."""
     known, model = architecture(name), model_of(name)
     for block, args, kwargs in forwards(model, known, tokens()):
-        found = _discover.stages(block, partial(block, *args, **kwargs))
+        found = traced(block, partial(block, *args, **kwargs))
         linears = [n for n, m in block.named_modules() if isinstance(m, nn.Linear)]
         declared = [{n for n in linears for p in stage if fnmatch.fnmatch(n, p)} for stage in known.stages]
         if [set(s) for s in found] != [s for s in declared if s]:
