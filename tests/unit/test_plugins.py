@@ -19,7 +19,7 @@ SHELVES = {place.partition("/")[0]: Path(place).stem for place in FILES}
 
 USE = """
 import json, torch
-from lowbit import architectures, formats, layouts, methods
+from lowbit import architectures, dtypes, formats, layouts, methods, sides, statistics, verbs
 from lowbit.cli.main import commands
 from lowbit.recipe import Recipe
 from lowbit.statistics import Stats
@@ -33,7 +33,8 @@ grid = format.fit(weight)
 codes = torch.arange(256, dtype=torch.uint8).view(2, 128)
 layout = layouts.shelf.get("backwards")
 print(json.dumps({
-    "names": {s.package: s.names() for s in (architectures.shelf, formats.shelf, layouts.shelf, methods.shelf)},
+    "names": {r.shelf.package: r.shelf.names() for r in (architectures, dtypes, formats, layouts, methods, sides, statistics)},
+    "listed": [r["name"] for k in ("methods", "formats", "dtypes", "sides", "architectures") for r in verbs.listing(k)],
     "commands": sorted(commands()),
     "sentence": str(recipe),
     "dead": float((quantized.decode() == 0).float().mean()),
@@ -46,6 +47,21 @@ print(json.dumps({
 }))
 """
 
+SUITES = """
+from lowbit.testing import cli, dtypes, formats, layouts, methods, sides, statistics
+
+for check in (methods.check_declaration, methods.check_near_identity, methods.check_report, methods.check_hard_inputs):
+    check("deadzone")
+dtypes.check_element("log4")
+for name in ("log4-g64", "shift", "int4-g128-mean"):
+    formats.check_format(name)
+sides.check_side("mean")
+for check in (statistics.check_split, statistics.check_going_on, statistics.check_nothing, statistics.check_precision):
+    check("mean_input")
+layouts.check_layout("backwards")
+cli.check_declaration("weigh")
+"""
+
 
 def run(*arguments: str, path: list[Path]) -> str:
     """What Python prints with `path` in front of all other places."""
@@ -56,7 +72,8 @@ def run(*arguments: str, path: list[Path]) -> str:
 
 
 def check_used(facts: dict) -> None:
-    """Every one of the five files was found and does what its header says."""
+    """Every file was found and does what its header says."""
+    assert {"deadzone", "shift", "log4", "mean", "almost_llama"} <= {*facts["listed"]}
     for shelf, name in SHELVES.items():
         assert name in (facts["commands"] if shelf == "cli" else facts["names"][f"lowbit.{shelf}"])
     assert facts["sentence"] == "deadzone(int4-g128, dead=0.7)"
@@ -66,7 +83,7 @@ def check_used(facts: dict) -> None:
 
 
 def test_the_guide_has_one_file_for_each_shelf() -> None:
-    assert set(SHELVES) == {"methods", "formats", "layouts", "architectures", "cli"}
+    assert set(SHELVES) == {"methods", "dtypes", "formats", "sides", "statistics", "layouts", "architectures", "cli"}
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +99,10 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_new_files_in_the_package(copy: Path) -> None:
     check_used(json.loads(run("-c", USE, path=[copy])))
+
+
+def test_new_files_pass_the_suites(copy: Path) -> None:
+    run("-c", SUITES, path=[copy])
 
 
 def test_a_new_command_runs(copy: Path, tmp_path: Path) -> None:
