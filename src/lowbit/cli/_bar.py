@@ -1,11 +1,18 @@
-"""_bar - a run's events as a live bar on a terminal."""
+"""_bar - a run's events as a live bar on stderr, or as plain lines where there is no terminal."""
 
+import os
+import sys
 import time
 
 from rich import progress as rich
 from rich.console import Console
 
 from lowbit.cli._progress import Lines, clock
+
+
+def progress() -> Lines:
+    """The receiver that suits stderr."""
+    return Bar() if sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb" else Lines()
 
 
 class Bar(Lines):

@@ -1,21 +1,7 @@
-"""_progress - a run's events as plain lines on stderr; as a live bar (_bar.py) where there is a terminal."""
+"""_progress - a run's events as plain lines on stderr."""
 
-import os
 import sys
 import time
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from lowbit.pipeline.progress import Progress
-
-
-def progress() -> "Progress":
-    """The receiver that suits stderr."""
-    if not sys.stderr.isatty() or os.environ.get("TERM", "dumb") == "dumb":
-        return Lines()
-    from lowbit.cli._bar import Bar
-
-    return Bar()
 
 
 def clock(seconds: float) -> str:

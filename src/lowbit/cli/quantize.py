@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from lowbit.cli import _options as options
+from lowbit.cli._bar import progress
 from lowbit.cli._output import Output
-from lowbit.cli._progress import progress
 from lowbit.cli._verbs import verbs
 
 
