@@ -12,7 +12,7 @@ from pathlib import Path
 from _rows import keep
 
 import lowbit
-from lowbit.cli._progress import progress
+from lowbit.cli._bar import progress
 
 MODEL = Path(__file__).parent.parent / "models" / "lowbit-tiny"
 TEXTS = ("evaluation-books.txt", "evaluation-docs.txt", "wikitext2-test.txt")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lowbit import architectures, formats
-from lowbit.architectures import Fold, _discover
+from lowbit.architectures import Fold, traced
 from lowbit.core.errors import ArchitectureError
 from lowbit.methods import Block
 from lowbit.methods.awq import AWQ
@@ -228,5 +228,5 @@ def test_stages_of_an_unknown_block() -> None:
             return x + left + self.d(torch.relu(self.c(y.view(-1, 8)))).view_as(x)
 
     module = Parallel()
-    assert _discover.stages(module, lambda: module(torch.randn(1, 3, 8))) == (("a", "c"), ("b",), ("d",))
+    assert traced(module, lambda: module(torch.randn(1, 3, 8))) == (("a", "c"), ("b",), ("d",))
     assert not module.a._forward_pre_hooks

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lowbit.architectures import _discover
+from lowbit.architectures import traced
 from lowbit.core.errors import ArchitectureError
 from lowbit.layers.experts import Experts, fuse, take_apart
 from lowbit.pipeline.stream import Paused
@@ -102,7 +102,7 @@ class Layer(nn.Module):
 @torch.no_grad()
 def test_a_pause_meets_all_experts_and_down_sees_what_changed() -> None:
     layer = Layer()
-    stages = _discover.stages(layer, lambda: layer(routed()[0]))
+    stages = traced(layer, lambda: layer(routed()[0]))
     assert [len(s) for s in stages] == [8, 4]
     changed = copy.deepcopy(layer)
     with Paused(changed, changed, [list(s) for s in stages], [routed()[0]]) as runs:

@@ -8,6 +8,7 @@ the statistics it wants (files of lowbit.statistics). It has exactly one verb:
     finish(self, model: Model) -> None    finisher: trains the whole model once all blocks are done
 A method may also have `turn(self, turning, learned) -> None`: it puts the whole model into another basis before its blocks
 stream, alone or beside its verb (Turner); and `around(self, linear) -> str`: the side of its format that a linear gets;
+and `refusal(self, format) -> str`: why it cannot round to or train a format, which ends a run before it begins;
 and `prefix(self, tokens, reach, first) -> ids`: the tokens that shall begin every sequence (Prefixing).
 Declarations (act, kv, budget) have none: they set formats in the plan. A field `format: str` names what the method quantizes
 to; in a transform it is the format that it prepares for, in a tuner the one that `start`, a solver, rounds to before it.

@@ -33,8 +33,11 @@ class Atom(Method):
 
     needs: ClassVar[tuple[str, ...]] = ("second_moment",)
 
+    def refusal(self, format: Format) -> str:
+        return _sided.refusal(Byte, format, "8-bit columns", "byte128")
+
     def solve(self, weight: Tensor, stats: Stats, format: Format) -> Quantized:
-        side = _sided.only(Byte, "atom", format, "8-bit columns", "byte128")
+        side = _sided.only(Byte, self, format)
         moment = stats.get("second_moment")
         if moment is None or not stats.tokens:
             return grid.unseen(weight, format, "columns of largest weights kept, rtn(search=mse)")

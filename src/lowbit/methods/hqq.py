@@ -38,10 +38,14 @@ class HQQ(Method):
 
     needs: ClassVar[tuple[str, ...]] = ()
 
+    def refusal(self, format: Format) -> str:
+        fits = format.zero and format.group[0] == 1
+        return "" if fits else "a group of this format has no zero to fit. Use one such as int4-g64-asym"
+
     def solve(self, weight: Tensor, stats: Stats, format: Format) -> Quantized:
-        start = format.fit(weight, search=False)
-        if start.zero is None or format.group[0] != 1:
-            raise FormatError(f"hqq({format}): a group of this format has no zero to fit. Use one such as int4-g64-asym.")
+        reason, start = self.refusal(format), format.fit(weight, search=False)
+        if reason or start.zero is None:
+            raise FormatError(f"hqq({format}): {reason}.")
         x = weight.float().view(weight.shape[0], start.scale.shape[1], -1)
         zero = self._fitted(x, start)
         better = self._loss(x, start, zero) < self._loss(x, start, start.zero)

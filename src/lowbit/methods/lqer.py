@@ -28,8 +28,11 @@ class LQER(Method):
 
     needs: ClassVar[tuple[str, ...]] = ("mean_magnitude",)
 
+    def refusal(self, format: Format) -> str:
+        return _sided.refusal(LowRank, format, "low-rank part", "rank16")
+
     def solve(self, weight: Tensor, stats: Stats, format: Format) -> Quantized:
-        side = _sided.only(LowRank, "lqer", format, "low-rank part", "rank16")
+        side = _sided.only(LowRank, self, format)
         magnitude = stats.get("mean_magnitude")
         inner = grid.nearest(weight, format.core, search=True)
         scale = torch.ones_like(weight[0]) if magnitude is None or not stats.tokens else magnitude.float()

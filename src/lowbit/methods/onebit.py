@@ -14,10 +14,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from lowbit import sides
-from lowbit.core.errors import FormatError
 from lowbit.formats import Format, Quantized
-from lowbit.methods import Method
+from lowbit.methods import Method, _sided
 from lowbit.sides.svid import Svid
 from lowbit.solvers import grid
 from lowbit.statistics import Stats
@@ -31,9 +29,11 @@ class OneBit(Method):
 
     needs: ClassVar[tuple[str, ...]] = ()
 
+    def refusal(self, format: Format) -> str:
+        return _sided.refusal(Svid, format, "factor for each input", "svid")
+
     def solve(self, weight: Tensor, stats: Stats, format: Format) -> Quantized:
-        if len(format.sides) != 1 or not isinstance(sides.get(format.sides[0]), Svid):
-            raise FormatError(f"onebit({format}): the format has no factor for each input. Use {format.core}-svid.")
+        _sided.only(Svid, self, format)
         parts, inner = format.begin(weight)
         fitted = format.core.fit(inner, parts["input_vector"].float().square())
         found = Quantized(format, fitted.encode(inner), fitted.parts | parts, fitted.shape)

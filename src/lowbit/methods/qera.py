@@ -30,8 +30,11 @@ class QERA(Method):
 
     needs: ClassVar[tuple[str, ...]] = ("second_moment",)
 
+    def refusal(self, format: Format) -> str:
+        return _sided.refusal(LowRank, format, "low-rank part", "rank16")
+
     def solve(self, weight: Tensor, stats: Stats, format: Format) -> Quantized:
-        side = _sided.only(LowRank, "qera", format, "low-rank part", "rank16")
+        side = _sided.only(LowRank, self, format)
         moment = stats.get("second_moment")
         if moment is None or not stats.tokens:
             return grid.unseen(weight, format, "largest singular values kept, rtn(search=mse)")

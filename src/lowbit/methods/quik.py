@@ -34,8 +34,11 @@ class QUIK(Method):
 
     needs: ClassVar[tuple[str, ...]] = ("second_moment", "max_magnitude")
 
+    def refusal(self, format: Format) -> str:
+        return _sided.refusal(Keep, format, "columns beside its grid", "keep64")
+
     def solve(self, weight: Tensor, stats: Stats, format: Format) -> Quantized:
-        side = _sided.only(Keep, "quik", format, "columns beside its grid", "keep64")
+        side = _sided.only(Keep, self, format)
         moment, reach = stats.get("second_moment"), stats.get("max_magnitude")
         if moment is None or reach is None or not stats.tokens:
             return grid.unseen(weight, format, "columns of largest weights kept, rtn(search=mse)")

@@ -35,8 +35,11 @@ class RPTQ(Method):
 
     needs: ClassVar[tuple[str, ...]] = ("second_moment", "max_magnitude")
 
+    def refusal(self, format: Format) -> str:
+        return _sided.refusal(Order, format, "order", "order")
+
     def solve(self, weight: Tensor, stats: Stats, format: Format) -> Quantized:
-        side = _sided.only(Order, "rptq", format, "order", "order")
+        side = _sided.only(Order, self, format)
         moment, reach = stats.get("second_moment"), stats.get("max_magnitude")
         if moment is None or reach is None or not stats.tokens:
             return grid.unseen(weight, format, "inputs stay in their order, rtn(search=mse)")

@@ -28,8 +28,11 @@ class ZeroQuantV2(Method):
 
     needs: ClassVar[tuple[str, ...]] = ()
 
+    def refusal(self, format: Format) -> str:
+        return _sided.refusal(LowRank, format, "low-rank part", "rank8")
+
     def solve(self, weight: Tensor, stats: Stats, format: Format) -> Quantized:
-        side = _sided.only(LowRank, "zeroquant_v2", format, "low-rank part", "rank8")
+        side = _sided.only(LowRank, self, format)
         inner = grid.nearest(weight, format.core, search=False)
         left, right = low_rank.factors(weight.float() - inner.decode(), torch.ones_like(weight[0]).float(), side.rank)
         found = Quantized(format, inner.codes, inner.parts | side.hold(left, right), inner.shape, inner.report)

@@ -203,6 +203,9 @@ def _target(recipe: Recipe, linear: Linear) -> Target | None:
     except ShapeError as error:
         out, inputs = linear.shape
         raise ShapeError(f"{step_text(solver)} cannot take {linear.name} [{out}, {inputs}]: {_reason(error)}") from error
+    refused = solver.refusal(format.inner) if hasattr(solver, "refusal") else ""
+    if refused:
+        raise RecipeError(f"{step_text(solver)}: {refused}.")
     for tuner in (*tuners, *finishers):
         training.check(tuner, linear, format)
     if transforms or linear.role in OUTSIDE:
