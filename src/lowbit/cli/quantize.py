@@ -65,12 +65,12 @@ def _show_outlook(output: Output, result: dict[str, Any]) -> None:
 
     outlook = result["outlook"]
     output.show(table.layers(outlook["layers"]))
-    output.say(
-        f"{result['sentence']}\n{len(outlook['layers'])} layers, {result['bits_per_weight']:.3f} bits per weight; "
-        f"{table.size(result['bytes'])} to write to {result['out']}"
-    )
+    layers, size = table.counted(len(outlook["layers"]), "layer"), table.size(result["bytes"])
     memory, time = table.size(outlook["peak_memory"]), table.duration(outlook["seconds"])
-    output.say(f"peak memory about {memory}, time about {time} (estimates)")
+    output.say(
+        f"{result['sentence']}\n{layers}, {result['bits_per_weight']:.3f} bits per weight; {size} to write to {result['out']}\n"
+        f"peak memory about {memory}, time about {time} (estimates)"
+    )
 
 
 def _show_result(output: Output, result: dict[str, Any]) -> None:

@@ -19,8 +19,8 @@ from lowbit.methods import name_of
 from lowbit.pipeline.outer import Outer
 from lowbit.pipeline.progress import Progress
 from lowbit.recipe.grammar import step_text
-from lowbit.recipe.plan import Target
 from lowbit.recipe.selection import OUTSIDE
+from lowbit.recipe.target import Target
 from lowbit.statistics import Collecting, Stats
 
 Row = dict[str, object]

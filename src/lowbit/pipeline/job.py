@@ -11,7 +11,7 @@ from lowbit.architectures import Architecture
 from lowbit.formats import Quantized
 from lowbit.kernels.activation import Activation
 from lowbit.pipeline.progress import Progress
-from lowbit.recipe.plan import Target
+from lowbit.recipe.target import Target
 
 
 @dataclass

@@ -14,7 +14,7 @@ from lowbit.architectures import shares
 from lowbit.core import ranks
 from lowbit.formats import Quantized
 from lowbit.formats._narrow import followed
-from lowbit.recipe.plan import Target
+from lowbit.recipe.target import Target
 from lowbit.solvers import stacked
 from lowbit.statistics import Stats
 

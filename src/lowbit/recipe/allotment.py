@@ -21,8 +21,9 @@ from lowbit.core.errors import RecipeError, ShapeError
 from lowbit.formats import Format
 from lowbit.methods import Linear, verb
 from lowbit.recipe.grammar import Recipe, step_text
-from lowbit.recipe.plan import Plan, Target
+from lowbit.recipe.plan import Plan
 from lowbit.recipe.selection import OUTSIDE, covers
+from lowbit.recipe.target import Target
 
 Fused = Callable[[Linear], str]
 """A name for everything that shares its format with a linear."""

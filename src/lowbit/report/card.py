@@ -152,7 +152,7 @@ def _making(told: Mapping[str, Any]) -> str:
     if used:
         command += ["--calibration", str(used["text"]), "--samples", str(used["windows"]), "--length", str(used["length"])]
         text = (
-            f"calibration on {used['windows']} windows of {used['length']} tokens of `{used['text']}` "
+            f"calibration on {table.counted(used['windows'], 'window')} of {used['length']} tokens of `{used['text']}` "
             f"(digest of the tokens: `{used['digest']}`)"
         )
     command += ["--seed", str(told["seed"])] if told.get("seed") else []

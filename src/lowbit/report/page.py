@@ -50,11 +50,11 @@ def render(result: Mapping[str, Any], drawn: Mapping[str, str]) -> str:
 def _facts(result: Mapping[str, Any]) -> str:
     """What was measured, on what."""
     original = result["rows"][0]
-    texts = ", ".join(f"{text} ({summary['windows']} windows)" for text, summary in original["texts"].items())
+    texts = ", ".join(f"{text} ({table.counted(summary['windows'], 'window')})" for text, summary in original["texts"].items())
     facts = {
         "original": f"{result['original']}, {table.size(original['bytes'])}",
         "measured on": f"{texts} of {result['length']} tokens",
-        "calibrated on": f"{result['calibration']}, {result['samples'] or 64} windows, seed {result['seed']}",
+        "calibrated on": f"{result['calibration']}, {table.counted(result['samples'] or 64, 'window')}, seed {result['seed']}",
     }
     return "".join(f"<div><dt>{key}</dt><dd>{escape(value)}</dd></div>" for key, value in facts.items())
 
@@ -118,7 +118,7 @@ def _recipe(result: Mapping[str, Any], row: Mapping[str, Any]) -> str:
     sentence = row.get("sentence") or row["recipe"]
     command = shlex.join(["lowbit", "quantize", str(result["original"]), sentence, *_options(result)])
     counts = Counter(layer["format"] for layer in row["layers"])
-    told = ", ".join(f"{count} layers in {name}" for name, count in counts.items())
+    told = ", ".join(f"{table.counted(count, 'layer')} in {name}" for name, count in counts.items())
     largest = ", ".join(f"{name} {error:.4f}" for name, error in table.worst(row["layers"]))
     told += f"; largest errors: {largest}" if largest else ""
     lines = [told, *(f"{name}: {reason}" for name, reason in table.fallbacks(row["layers"]))]

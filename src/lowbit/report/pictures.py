@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from lowbit.report.table import method_of
+from lowbit.report.table import counted, method_of
 
 COLOURS = ("#2f74c0", "#d8741c", "#23926b", "#b8437f", "#7a62cf", "#a58312", "#2693a6", "#c4453a")
 INK, SOFT, GRID, PAPER = "#1b1f24", "#67707b", "#e3e6ea", "#fefefe"
@@ -80,7 +80,7 @@ def divergence(result: Mapping[str, Any]) -> Figure:
         panel.set_title(text, loc="left", fontsize=11, fontweight="bold", pad=20)
         windows = rows[0]["texts"][text]["windows"]
         panel.annotate(
-            f"original: perplexity {original:.2f}; {windows} windows",
+            f"original: perplexity {original:.2f}; {counted(windows, 'window')}",
             (0, 1),
             (0, 6),
             xycoords="axes fraction",

@@ -33,6 +33,11 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
+def counted(count: int, word: str) -> str:
+    """1 window, 2 windows."""
+    return f"{count} {word}" if count == 1 else f"{count} {word}s"
+
+
 def measured(value: float | None, error: float | None, digits: int) -> str:
     """A figure with its standard error, both to as many digits as the error deserves; a dash for what was not measured."""
     if value is None:
@@ -76,7 +81,7 @@ def comparison(result: Row) -> list[Table | str]:
     rows = result["rows"]
     found: list[Table | str] = []
     for text, summary in rows[0]["texts"].items():
-        table = blank("recipe", "bits", *QUALITY, title=f"{text} ({summary['windows']} windows)")
+        table = blank("recipe", "bits", *QUALITY, title=f"{text} ({counted(summary['windows'], 'window')})")
         for row in rows:
             first = row is rows[0]
             table.add_row(row["recipe"], bits(row), *quality(row["texts"][text], first), end_section=first)
@@ -135,11 +140,11 @@ def result(told: Row) -> Table:
     check = told["check"]
     table.add_row("folder", told["out"])
     table.add_row("recipe", told["sentence"])
-    table.add_row("size", f"{size(told['bytes'])}, {bits(told)} bits per weight in {len(told['layers'])} layers")
+    table.add_row("size", f"{size(told['bytes'])}, {bits(told)} bits per weight in {counted(len(told['layers']), 'layer')}")
     if check:
         perplexity, kl, top1 = quality(check)
         original = f" (original {check['original_perplexity']:.2f})" if "original_perplexity" in check else ""
-        where = f"{check['windows']} windows, {check['text']}"
+        where = f"{counted(check['windows'], 'window')}, {check['text']}"
         table.add_row("check", f"KL {kl} mnat, top-1 {top1} %, perplexity {perplexity}{original}; {where}")
     for name, reason in fallbacks(told["layers"]):
         table.add_row("fallback", f"{name}: {reason}")
