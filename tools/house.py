@@ -16,7 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 LINES = {
-    "cli": 80, "testing": 300, "report": 250, "bench": 250, "serving": 300, "evaluation": 250, "training": 250, "pipeline": 300,
+    "cli": 80, "testing": 300, "report": 250, "serving": 300, "evaluation": 250, "pipeline": 300,
     "recipe": 250, "methods": 200, "checkpoints": 250, "layers": 200, "kvcache": 200, "solvers": 200, "transforms": 200,
     "architectures": 80, "statistics": 150, "kernels": 400, "layouts": 120, "formats": 150, "dtypes": 120,
     "sides": 120, "core": 120,

@@ -16,7 +16,7 @@ from lowbit import architectures
 from lowbit.checkpoints.folder import Folder
 from lowbit.core.errors import CheckpointError
 from lowbit.layers.linear import QuantizedLinear
-from lowbit.layers.loading import load, materialise, skeleton
+from lowbit.layers.loading import load, skeleton
 from lowbit.layers.replacing import linear_of
 from lowbit.testing._tiny import tiny
 from lowbit.testing.checkpoints import quantize_folder
@@ -158,15 +158,6 @@ def test_files_keep_their_names_and_load(tmp_path: Path, name: str, text: str) -
     assert same_files(tmp_path / "out", tmp_path / "again")
     if text == "nf4-g32":
         assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "out")), logits(model))
-
-
-def test_one_block_can_be_filled(tiny_llama: Path) -> None:
-    folder = Folder(tiny_llama)
-    model = skeleton(folder.config(), torch.float32)
-    block = materialise(model.model.layers[1], folder.tensor, "model.layers.1")
-    weight = folder.tensor("model.layers.1.mlp.up_proj.weight")
-    assert torch.equal(block.mlp.up_proj.weight, weight.float())
-    assert model.model.layers[0].mlp.up_proj.weight.is_meta
 
 
 def test_what_is_no_linear_is_refused(tiny_llama: Path) -> None:

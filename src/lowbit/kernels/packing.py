@@ -57,13 +57,8 @@ def pack_codes(format: Format, codes: Tensor) -> Tensor:
     return packed
 
 
-def pack_zero(format: Format, zero: Tensor) -> Tensor:
-    """Zero codes uint8 [out, groups] -> int32 [ceil(out * bits / 32), groups]."""
-    return _along_outputs(zero, int(format.dtype.bits))
-
-
 def unpack_zero(format: Format, packed: Tensor, shape: tuple[int, int]) -> Tensor:
-    """The way back, for the zero codes of a matrix of `shape`."""
+    """Zero codes uint8 [out, groups] of a matrix of `shape` from int32 [ceil(out * bits / 32), groups]."""
     return _from_outputs(packed, int(format.dtype.bits), format.groups(shape)[0])
 
 

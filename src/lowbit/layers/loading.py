@@ -90,13 +90,6 @@ def _family(model: Any, path: str) -> Any:
     return model.get_submodule(path)
 
 
-def materialise(module: nn.Module, get: Get, prefix: str = "", device: torch.device | str = "cpu") -> nn.Module:
-    """Load the parameters of one submodule in their declared dtypes. get: tensor by full name; prefix: the module's own."""
-    for name, parameter in list(module.named_parameters()):
-        _set(module, name, get(f"{prefix}.{name}" if prefix else name), parameter.dtype, torch.device(device))
-    return module
-
-
 def _places(model: nn.Module) -> dict[str, Tensor]:
     """Every parameter and every buffer that files hold, by name; tied ones under each of their names."""
     found: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))

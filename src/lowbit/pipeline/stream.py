@@ -9,10 +9,9 @@ Traps     A forward must meet the stages in their order. Experts (lowbit.layers.
           together, for the same reason. A paused forward holds its intermediate tensors: one stage's worth for all windows.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import torch
 from greenlet import getcurrent, greenlet
 from torch import Tensor, nn
 
@@ -113,13 +112,3 @@ class Paused:
 def first(output: Tensor | tuple[Tensor, ...]) -> Tensor:
     """The hidden states of a decoder layer's output (older classes return a tuple)."""
     return output[0] if isinstance(output, tuple) else output
-
-
-def forward_of(module: nn.Module, kwargs: Mapping[str, Any]) -> Callable[[Tensor], Tensor]:
-    """The decoder layer as a function of hidden states [windows, tokens, hidden] alone."""
-
-    def forward(hidden: Tensor) -> Tensor:
-        with torch.no_grad():
-            return first(module(hidden, **kwargs))
-
-    return forward
