@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from lowbit import methods
 from lowbit.cli.main import app
 from lowbit.recipe import Recipe
 
@@ -50,6 +51,11 @@ def test_sentences_on_the_pages_can_be_read() -> None:
     assert len(sentences) > 8
     for sentence in sentences:
         assert str(Recipe.parse(sentence)) == sentence
+
+
+def test_the_readme_names_every_method() -> None:
+    words = set(re.findall(r"\w+", (ROOT / "README.md").read_text(encoding="utf-8")))
+    assert not {*methods.shelf.names()} - words
 
 
 def test_formats_on_the_page_have_the_bits_it_says() -> None:

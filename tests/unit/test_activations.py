@@ -82,7 +82,7 @@ def test_the_plan_knows_how_inputs_are_rounded() -> None:
         "rtn(int8-row) + act(int8-tensor, beyond=6)": (FormatError, "out of a token's scale"),
         "quik(int4-row-keep16) + act(int8-tensor, static=true)": (RecipeError, "stored scale is found before keep16"),
         "atom(int4-row)": (RecipeError, "^atom\\(int4-row\\): the format has no 8-bit columns. Use int4-row-byte128.$"),
-        "quarot + onebit(int4-row)": (RecipeError, "the format has no factor for each input. Use int4-row-svid"),
+        "onebit(int4-row)": (RecipeError, "the format has no factor for each input. Use int4-row-svid"),
         "hqq(int4-row)": (RecipeError, "no zero to fit. Use one such as int4-g64-asym"),
     }
     for sentence, (kind, words) in refusals.items():

@@ -85,6 +85,20 @@ def test_dry_run_writes_nothing(tiny_llama: Path, tmp_path: Path) -> None:
     assert result.bits_per_weight == real.bits_per_weight
 
 
+def test_weights_that_do_not_fit_the_config_are_refused(tiny_llama: Path, tmp_path: Path) -> None:
+    config = tiny_llama / "config.json"
+    config.write_text(config.read_text().replace('"intermediate_size": 256', '"intermediate_size": 512'))
+    with pytest.raises(
+        CheckpointError, match=r"mlp\.gate_proj\.weight: \[256, 128\] in the files, \[512, 128\] by config.json"
+    ):
+        lowbit.quantize(str(tiny_llama), "rtn(int4-g128)", str(tmp_path / "out"), dry_run=True)
+
+
+def test_a_rival_of_another_vocabulary_is_refused(tiny_llama: Path, lowbit_tiny: Path) -> None:
+    with pytest.raises(RequestError, match="their vocabularies have 258 and 8192 tokens"):
+        lowbit.evaluate(str(tiny_llama), against=str(lowbit_tiny), text=["bundled"], windows=1, length=16)
+
+
 def test_folder_that_exists_is_refused(tiny_llama: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with pytest.raises(CheckpointError, match="exists already"):

@@ -10,6 +10,7 @@ import pytest
 from matplotlib.text import Text
 from rich.console import Console
 
+from lowbit.core.words import duration, size
 from lowbit.report import card, page, pictures, table
 
 KL = {"rtn": (70.5, 330.0), "awq": (52.6, 240.0), "gptq": (38.1, 160.0), "awq + gptq": (39.9, 161.0)}
@@ -94,7 +95,7 @@ def drawn(*renderables):
     ],
 )
 def test_size(count, told):
-    assert table.size(count) == told
+    assert size(count) == told
 
 
 @pytest.mark.parametrize(
@@ -108,7 +109,7 @@ def test_size(count, told):
     ],
 )
 def test_duration(seconds, told):
-    assert table.duration(seconds) == told
+    assert duration(seconds) == told
 
 
 @pytest.mark.parametrize(

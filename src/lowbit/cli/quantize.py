@@ -61,20 +61,19 @@ def command(
 
 
 def _show_outlook(output: Output, result: dict[str, Any]) -> None:
+    from lowbit.core.words import counted, duration, size
     from lowbit.report import table
 
     outlook = result["outlook"]
     output.show(table.layers(outlook["layers"]))
-    layers, size = table.counted(len(outlook["layers"]), "layer"), table.size(result["bytes"])
-    memory, time = table.size(outlook["peak_memory"]), table.duration(outlook["seconds"])
-    output.say(
-        f"{result['sentence']}\n{layers}, {result['bits_per_weight']:.3f} bits per weight; {size} to write to {result['out']}\n"
-        f"peak memory about {memory}, time about {time} (estimates)"
-    )
+    layers, bits = counted(len(outlook["layers"]), "layer"), table.bits(result)
+    output.say(f"{result['sentence']}\n{layers}, {bits} bits per weight; {size(result['bytes'])} to write to {result['out']}")
+    memory, time = size(outlook["peak_memory"]), duration(outlook["seconds"])
+    output.say(f"peak memory about {memory}, time about {time} (estimates)")
 
 
 def _show_result(output: Output, result: dict[str, Any]) -> None:
-    from lowbit.report import table
+    from lowbit.report.table import result as told
 
-    output.show(table.result(result))
+    output.show(told(result))
     output.say(f'next: lowbit generate {shlex.quote(result["out"])} "Once upon a time"')

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lowbit.core.device import available_memory
+from lowbit.core.errors import RequestError
 from lowbit.layers.embedding import QuantizedEmbedding
 from lowbit.layers.linear import QuantizedLinear
 from lowbit.layers.loading import load
@@ -111,6 +112,12 @@ def evaluate(
     size = bits_per_weight(candidate)
     candidate = candidate.float()
     reference = Reference(load(str(resolve(against)), dtype=torch.float32, device=device)) if against else None
+    if reference:
+        both: tuple[Any, Any] = candidate, reference.model
+        sizes = [found.config.get_text_config().vocab_size for found in both]
+        if sizes[0] != sizes[1]:
+            fact = f"their vocabularies have {sizes[0]} and {sizes[1]} tokens"
+            raise RequestError(f"{model} against {against}: {fact}. Give the original that it was made of.")
     return {
         "model": model,
         "against": against,

@@ -25,7 +25,9 @@ def shareable(plan: Plan) -> None:
 
 
 def check(source: Source, plan: Plan) -> None:
-    """Raise ArchitectureError when a transform that needs folds targets a block without any, or the model cannot be turned."""
+    """Raise CheckpointError when the weights do not fit config.json, ArchitectureError when a transform that needs folds
+    targets a block without any, or the model cannot be turned."""
+    source.check_shapes()
     turned.check(source, plan)
     prefixed.check(source, plan)
     seen = {(transform, target.layer) for target in plan.rows for transform in target.transforms}

@@ -25,6 +25,7 @@ from lowbit import checkpoints
 from lowbit.checkpoints.folder import Folder
 from lowbit.core.device import available_memory, chosen
 from lowbit.core.errors import CapacityError, CheckpointError
+from lowbit.core.words import size
 from lowbit.methods import Linear
 from lowbit.pipeline import closing, sensitivity, text
 from lowbit.pipeline.progress import Progress
@@ -90,7 +91,7 @@ def _admit(source: Source, shares: Shares, out: Path, request: Request) -> None:
     need = sensitivity.memory(source, len(shares.groups), declared.windows * min(declared.length, source.context))
     have = available_memory(chosen(request.device))
     if need > have:
-        fact = f"sensitivities need about {need / 1e9:.1f} GB of memory, {have / 1e9:.1f} GB are free"
+        fact = f"sensitivities need about {size(need)} of memory, {size(have)} are free"
         raise CapacityError(f"{shares.asked}: {fact}. Use fewer windows, as budget({declared.bits:g}, windows=2, length=256).")
 
 

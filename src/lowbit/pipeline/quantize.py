@@ -20,6 +20,7 @@ from lowbit import checkpoints, kvcache
 from lowbit.core import ranks
 from lowbit.core.device import available_memory, chosen, peak_memory, return_freed_memory
 from lowbit.core.errors import CapacityError, CheckpointError, RequestError
+from lowbit.core.words import size
 from lowbit.layers.loading import load
 from lowbit.pipeline import admission, blocks, budgeted, closing, ends, forecast, journal, prefixed, text, turned
 from lowbit.pipeline.beside import Beside
@@ -101,7 +102,10 @@ class Run:
         self.admit(result)
         if self.request.dry_run:
             return result
-        self.out.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self.out.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(f"{self.out}: {error.filename}: {error.strerror}. Choose another --out.") from error
         tokens = self.calibration() if self.plan.needs_data else None
         if tokens is not None:
             windows = {"windows": len(tokens.tokens), "length": self.length}
@@ -144,11 +148,11 @@ class Run:
         folder = next(p for p in (self.out.absolute().parent, *self.out.absolute().parents) if p.exists())
         free = shutil.disk_usage(folder).free
         if free < result.bytes * 1.1:
-            room = f"{result.bytes / 1e9:.2f} GB to write, {free / 1e9:.2f} GB free"
+            room = f"{size(result.bytes)} to write, {size(free)} free"
             raise CapacityError(f"{self.out}: {room}. Free some or choose another --out.")
         need, have = result.outlook["peak_memory"], available_memory(self.device)
         if need > have:
-            room = f"needs about {need / 1e9:.1f} GB of memory, {have / 1e9:.1f} GB are free"
+            room = f"needs about {size(need)} of memory, {size(have)} are free"
             raise CapacityError(f"{result.sentence}: {room}. Use fewer --samples or a shorter --length.")
 
     def calibration(self) -> text.Windows:

@@ -31,7 +31,8 @@ def resolve(model: str) -> Path:
     if (folder / "config.json").is_file():
         return folder
     if folder.exists():
-        raise CheckpointError(f"{model}: the folder holds no config.json. Give a model folder or a Hub id.")
+        fact = "the folder holds no config.json" if folder.is_dir() else "this is a file"
+        raise CheckpointError(f"{model}: {fact}. Give a model folder or a Hub id.")
     if model.count("/") != 1 or model.startswith((".", "/", "~")):
         raise CheckpointError(f"{model}: there is no such folder. Give a model folder or a Hub id such as owner/name.")
     from huggingface_hub import snapshot_download
@@ -40,7 +41,7 @@ def resolve(model: str) -> Path:
     try:
         return Path(snapshot_download(model, allow_patterns=list(FILES)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = str(error).splitlines()[0].partition(". ")[0] if str(error) else type(error).__name__
         raise CheckpointError(
             f"{model}: no such folder, and the Hub gave no model of this name ({reason}). Check the name and the network."
         ) from error
@@ -162,6 +163,15 @@ class Source:
             return Outer(self.skeleton, self.blocks, get, self.stored.originals, dtype, device)
         held = {*self.stored.originals, f"{self.head}.weight"}  # no longer that of the embedding
         return Outer(self.skeleton, self.blocks, self.tensor, held, dtype, device)
+
+    def check_shapes(self) -> None:
+        """See by the headers that the tensors have the shapes that config.json says. Raises CheckpointError."""
+        for name, parameter in self.skeleton.named_parameters():
+            if name in self.stored.originals:
+                shape = self.folder.entry(self.stored.originals[name]).shape
+                if shape != tuple(parameter.shape):
+                    sizes = f"{list(shape)} in the files, {list(parameter.shape)} by config.json"
+                    raise CheckpointError(f"{name}: {sizes}. The weights do not fit config.json.")
 
     def linears(self) -> list[Linear]:
         """Every linear that a recipe may name, in the order of the model; the embedding first, the head last."""

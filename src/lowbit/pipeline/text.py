@@ -49,21 +49,22 @@ def read(name: str, room: str = "pipeline") -> str:
         from pydoc_data.topics import topics
 
         return "\n\n".join(topics[t] for t in sorted(topics))
-    check(name)
+    check(name, room)
     path = Path(name)
     if path.is_file():
         return _jsonl(path) if path.suffix == ".jsonl" else _plain(path)
     return _dataset(name)
 
 
-def check(name: str) -> None:
-    """Refuse what can be no text, before any is read. Raises CalibrationError."""
+def check(name: str, room: str = "pipeline") -> None:
+    """Refuse what can be no text, before any is read. room: as of `read`. Raises CalibrationError."""
     path = Path(name)
     if name in BUILT_IN or path.is_file():
         return
     if path.suffix in {".txt", ".jsonl", ".md"} or name.startswith((".", "/", "~")) or "/" not in name:
         kind = "this is a folder" if path.is_dir() else "there is no such file"
-        raise CalibrationError(f"{name}: {kind}. Give a text or jsonl file, 'bundled', 'generated' or a datasets name.")
+        other = "generated" if room == "pipeline" else "pydoc"
+        raise CalibrationError(f"{name}: {kind}. Give a text or jsonl file, 'bundled', '{other}' or a datasets name.")
     if importlib.util.find_spec("datasets") is None:
         fact = "no such file, and a datasets name needs the package 'datasets'"
         raise CalibrationError(f"{name}: {fact}. pip install 'lowbit[hub]'.")

@@ -9,6 +9,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from lowbit.core.words import counted
 from lowbit.report import table
 
 MEASURED = "The written files against the original in float32, on text that was not used to make them:"
@@ -152,7 +153,7 @@ def _making(told: Mapping[str, Any]) -> str:
     if used:
         command += ["--calibration", str(used["text"]), "--samples", str(used["windows"]), "--length", str(used["length"])]
         text = (
-            f"calibration on {table.counted(used['windows'], 'window')} of {used['length']} tokens of `{used['text']}` "
+            f"calibration on {counted(used['windows'], 'window')} of {used['length']} tokens of `{used['text']}` "
             f"(digest of the tokens: `{used['digest']}`)"
         )
     command += ["--seed", str(told["seed"])] if told.get("seed") else []

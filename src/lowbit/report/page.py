@@ -13,6 +13,7 @@ from string import Template
 from typing import Any
 
 import lowbit
+from lowbit.core.words import counted, size
 from lowbit.report import table
 
 CAPTIONS = {
@@ -50,11 +51,11 @@ def render(result: Mapping[str, Any], drawn: Mapping[str, str]) -> str:
 def _facts(result: Mapping[str, Any]) -> str:
     """What was measured, on what."""
     original = result["rows"][0]
-    texts = ", ".join(f"{text} ({table.counted(summary['windows'], 'window')})" for text, summary in original["texts"].items())
+    texts = ", ".join(f"{text} ({counted(summary['windows'], 'window')})" for text, summary in original["texts"].items())
     facts = {
-        "original": f"{result['original']}, {table.size(original['bytes'])}",
+        "original": f"{result['original']}, {size(original['bytes'])}",
         "measured on": f"{texts} of {result['length']} tokens",
-        "calibrated on": f"{result['calibration']}, {table.counted(result['samples'] or 64, 'window')}, seed {result['seed']}",
+        "calibrated on": f"{result['calibration']}, {counted(result['samples'] or 64, 'window')}, seed {result['seed']}",
     }
     return "".join(f"<div><dt>{key}</dt><dd>{escape(value)}</dd></div>" for key, value in facts.items())
 
@@ -96,7 +97,7 @@ def _table(result: Mapping[str, Any]) -> str:
     fronts = {text: table.front(rows, text) for text in texts}
     body = []
     for number, row in enumerate(rows):
-        cells = [_cell(table.bits(row)), _cell(table.size(row["bytes"]))]
+        cells = [_cell(table.bits(row)), _cell(size(row["bytes"]))]
         for text in texts:
             perplexity, kl, top1 = table.quality(row["texts"][text], not number)
             cells += [_cell(perplexity, "first"), _cell(kl, "best" if number in fronts[text] else ""), _cell(top1)]
@@ -118,7 +119,7 @@ def _recipe(result: Mapping[str, Any], row: Mapping[str, Any]) -> str:
     sentence = row.get("sentence") or row["recipe"]
     command = shlex.join(["lowbit", "quantize", str(result["original"]), sentence, *_options(result)])
     counts = Counter(layer["format"] for layer in row["layers"])
-    told = ", ".join(f"{table.counted(count, 'layer')} in {name}" for name, count in counts.items())
+    told = ", ".join(f"{counted(count, 'layer')} in {name}" for name, count in counts.items())
     largest = ", ".join(f"{name} {error:.4f}" for name, error in table.worst(row["layers"]))
     told += f"; largest errors: {largest}" if largest else ""
     lines = [told, *(f"{name}: {reason}" for name, reason in table.fallbacks(row["layers"]))]

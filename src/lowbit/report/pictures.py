@@ -20,7 +20,8 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from lowbit.report.table import counted, method_of
+from lowbit.core.words import counted
+from lowbit.report.table import method_of
 
 COLOURS = ("#2f74c0", "#d8741c", "#23926b", "#b8437f", "#7a62cf", "#a58312", "#2693a6", "#c4453a")
 INK, SOFT, GRID, PAPER = "#1b1f24", "#67707b", "#e3e6ea", "#fefefe"
