@@ -234,7 +234,10 @@ def listing(kind: str = "kinds") -> list[dict[str, Any]]:
             lambda: sized(kvcache, lambda name: kvcache.parse(name).bits_per_number(128)),
         ),
         "architectures": ("model families", lambda: told(architectures.shelf.names(), architectures.shelf.summary)),
-        "kernels": ("what multiplies packed matrices and reads packed caches", lambda: told(kernels, dispatch.summary)),
+        "kernels": (
+            "what multiplies packed matrices and reads packed caches, and why not here",
+            lambda: [row | {"missing here": dispatch.missing(row["name"])} for row in told(kernels, dispatch.summary)],
+        ),
     }
     if kind == "kinds":
         return [{"name": name, "about": about} for name, (about, _) in kinds.items()]

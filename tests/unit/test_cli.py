@@ -288,6 +288,7 @@ def test_text_of_the_other_verbs(lowbit, tiny_llama, tmp_path, text):
         (["list", "presets"], "balanced"),
         (["list", "formats"], "int4-g128-asym        4.156   integers with an integer zero point."),
         (["list", "sides"], "rank      a low-rank matrix"),
+        (["list", "kernels"], "reference.dequantize   unpack, decode, multiply"),
     ]:
         code, out, err = lowbit(*arguments)
         assert code == 0, err

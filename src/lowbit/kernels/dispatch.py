@@ -26,6 +26,8 @@ from lowbit.kernels import packing
 from lowbit.kernels.activation import Activation
 
 REFERENCE = "reference.dequantize"
+GPU = ("cuda", "triton")
+"""The folders whose kernels run on a GPU."""
 LINEAR, ATTENTION = "linear", "attention"
 """The ops. What an op's files are called begins with its name, but those of `linear`, which are all others."""
 
@@ -76,6 +78,8 @@ def ranked(op: str = LINEAR) -> tuple[list[str], dict[str, str]]:
 
 def missing(name: str) -> str:
     """Why this machine can never run a kernel; "" where it can, or where it does not say."""
+    if name.partition(".")[0] in GPU and not torch.cuda.is_available():
+        return "this machine has no GPU that torch can use"
     try:
         return str(getattr(get(name), "missing", str)())
     except KernelUnavailable as error:
