@@ -69,8 +69,14 @@ class CapacityError(LowbitError, MemoryError):
     exit_code = 4
 
 
+MANY = 40
+"""Names that a message does not tell one by one."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
-    """The tail of an error about an unknown `word`: the nearest known ones, or all of them."""
+    """The tail of an error about an unknown `word`: the nearest known ones, else all of them or how many there are."""
     known = sorted(known)
     close = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
-    return f"Nearest: {', '.join(close)}." if close else f"Known: {', '.join(known)}."
+    if close:
+        return f"Nearest: {', '.join(close)}."
+    return f"Known: {', '.join(known)}." if len(known) <= MANY else f"{len(known)} are known."

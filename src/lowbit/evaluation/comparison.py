@@ -20,7 +20,9 @@ from lowbit.evaluation import measure
 from lowbit.evaluation.fresh import Fresh
 from lowbit.layers.loading import load
 from lowbit.pipeline.progress import Progress
-from lowbit.pipeline.source import resolve, tokenizer_of
+from lowbit.pipeline.source import Source, resolve, tokenizer_of
+from lowbit.recipe import Recipe, allotment
+from lowbit.recipe.plan import Plan
 
 
 def compare(
@@ -38,6 +40,7 @@ def compare(
     progress: Progress,
 ) -> dict[str, Any]:
     """Quantize and measure; checkpoints stay in `out`, a folder a sentence. A finished one is measured, not made again."""
+    _check(original, recipes)
     folder = resolve(original)
     base = load(str(folder), dtype=torch.float32, device=device)
     span = length or measure.window_length(base)
@@ -72,6 +75,14 @@ def compare(
             progress.block(index, None, time.perf_counter() - start)
     progress.end()
     return {"original": original, "length": span, "calibration": calibration, "samples": samples, "seed": seed, "rows": rows}
+
+
+def _check(original: str, recipes: Sequence[str]) -> None:
+    """Refuse what cannot be carried out before anything is measured. Raises RecipeError, FormatError, ShapeError."""
+    linears = Source(original).linears()
+    for recipe in map(Recipe.of, recipes):
+        if not allotment.declared(recipe):
+            Plan.make(recipe, linears)
 
 
 def folder_name(sentence: str) -> str:

@@ -24,10 +24,10 @@ def measured(value: float | None, error: float | None, digits: int) -> str:
     if value is None:
         return "–"
     if not error:
-        return f"{value:.{digits}f}"
+        return f"{value:z.{digits}f}"
     while digits < 4 and error < 0.5 * 10**-digits:
         digits += 1
-    return f"{value:.{digits}f} ± {error:.{digits}f}"
+    return f"{value:z.{digits}f} ± {error:.{digits}f}"
 
 
 def quality(summary: Row, original: bool = False) -> tuple[str, str, str]:
