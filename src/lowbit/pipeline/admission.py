@@ -1,8 +1,13 @@
-"""admission - whether the methods of a plan find in the model's architecture what they work along, before a weight is read."""
+"""admission - what can be refused before a weight is read: methods that do not find in the model what they work along, a place
+that cannot be written to."""
+
+import os
+import shutil
+from pathlib import Path
 
 from lowbit import statistics
-from lowbit.core import ranks
-from lowbit.core.errors import ArchitectureError, RequestError
+from lowbit.core import ranks, words
+from lowbit.core.errors import ArchitectureError, CapacityError, CheckpointError, RequestError
 from lowbit.pipeline import prefixed, turned
 from lowbit.pipeline.source import Source
 from lowbit.recipe.grammar import step_text
@@ -41,3 +46,16 @@ def check(source: Source, plan: Plan) -> None:
                 f"{step_text(transform)}: no folds are known for {where}, so scales have nowhere to go. "  # type: ignore[arg-type]
                 "Leave this step out, or add a file to lowbit/architectures."
             )
+
+
+def place(out: Path, size: int = 0) -> None:
+    """See that `size` bytes can be written to a new folder `out`. Raises CheckpointError, CapacityError."""
+    if out.exists():
+        raise CheckpointError(f"{out}: the folder exists already. Remove it or choose another --out.")
+    folder = next(path for path in out.absolute().parents if path.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        fact = "cannot be written to" if folder.is_dir() else "is a file"
+        raise CheckpointError(f"{out}: {folder} {fact}. Choose another --out.")
+    free = shutil.disk_usage(folder).free
+    if free < size * 1.1:
+        raise CapacityError(f"{out}: {words.size(size)} to write, {words.size(free)} free. Free some or choose another --out.")

@@ -27,7 +27,7 @@ from lowbit.core.device import available_memory, chosen
 from lowbit.core.errors import CapacityError, CheckpointError
 from lowbit.core.words import size
 from lowbit.methods import Linear
-from lowbit.pipeline import closing, sensitivity, text
+from lowbit.pipeline import admission, closing, sensitivity, text
 from lowbit.pipeline.progress import Progress
 from lowbit.pipeline.request import Request, Result
 from lowbit.pipeline.source import Source, tokenizer_of
@@ -81,8 +81,7 @@ def fused(source: Source, linear: Linear) -> str:
 
 def _admit(source: Source, shares: Shares, out: Path, request: Request) -> None:
     """Refuse what cannot end well. Raises CheckpointError, CapacityError."""
-    if out.exists():
-        raise CheckpointError(f"{out}: the folder exists already. Remove it or choose another --out.")
+    admission.place(out)
     if shares.weights > LARGEST:
         fact = f"{shares.weights / 1e9:.1f} billion weights are to be shared out"
         limit = f"a choice has to beat the uniform model, and both are made only up to {LARGEST / 1e9:g} billion"

@@ -6,7 +6,6 @@ Idea      Each block's weights are read, its inputs captured, its methods applie
           numbers, and goes on to byte-identical files. On a GPU the next block is read and the last one written meanwhile.
 """
 
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ import lowbit
 from lowbit import checkpoints, kvcache
 from lowbit.core import ranks
 from lowbit.core.device import available_memory, chosen, peak_memory, return_freed_memory
-from lowbit.core.errors import CapacityError, CheckpointError, RequestError
+from lowbit.core.errors import CapacityError, RequestError
 from lowbit.core.words import size
 from lowbit.layers.loading import load
 from lowbit.pipeline import admission, blocks, budgeted, closing, ends, forecast, journal, prefixed, text, turned
@@ -102,10 +101,7 @@ class Run:
         self.admit(result)
         if self.request.dry_run:
             return result
-        try:
-            self.out.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise CheckpointError(f"{self.out}: {error.filename}: {error.strerror}. Choose another --out.") from error
+        self.out.parent.mkdir(parents=True, exist_ok=True)
         tokens = self.calibration() if self.plan.needs_data else None
         if tokens is not None:
             windows = {"windows": len(tokens.tokens), "length": self.length}
@@ -143,13 +139,7 @@ class Run:
         """Refuse what cannot end well before any work. Raises CalibrationError, CheckpointError, CapacityError."""
         if self.request.calibration != "generated":
             text.check(self.request.calibration)
-        if self.out.exists():
-            raise CheckpointError(f"{self.out}: the folder exists already. Remove it or choose another --out.")
-        folder = next(p for p in (self.out.absolute().parent, *self.out.absolute().parents) if p.exists())
-        free = shutil.disk_usage(folder).free
-        if free < result.bytes * 1.1:
-            room = f"{size(result.bytes)} to write, {size(free)} free"
-            raise CapacityError(f"{self.out}: {room}. Free some or choose another --out.")
+        admission.place(self.out, result.bytes)
         need, have = result.outlook["peak_memory"], available_memory(self.device)
         if need > have:
             room = f"needs about {size(need)} of memory, {size(have)} are free"
