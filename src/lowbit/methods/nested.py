@@ -8,7 +8,9 @@ Idea      The codes of the highest rate are those of gptq. The 4-bit codes are r
           errors the next 4-bit codes make up for as gptaq does.
 Source    One file for several rates: Any-Precision LLM (2402.10517), MatQuant (2502.06786). The bit of direction: lowbit's own.
 Defaults  Groups of 128, damp 0.01, sweeps 3, alpha 0.5 (as gptaq).
-Figures   Linears of lowbit-tiny: within 1 % of gptq(int4-g128) and equal to gptq(int8-g128) (docs/LOG.md).
+Figures   lowbit-tiny, 16 calibration and 8 evaluation windows, KL in milli-nats on books / docs / wikitext2: read at 4 bits
+          33.9 / 45.5 / 88.5, gptq(int4-g128) 37.8 / 51.2 / 93.2; at 8 bits 0.16 / 0.22 / 0.41, gptaq(int8-g128)
+          0.14 / 0.19 / 0.39.
 Traps     9.25 bits on the disk for `2-8`; read at `bits` it takes what plain integers of that rate take, and their kernels run.
           Made for 4 bits and the highest rate: at 5 to 7 it is worth about as many bits of nearest values; at 2 and 3 the
           range of the 4-bit grid is too wide, a file made for them is much better.
