@@ -32,6 +32,7 @@ from lowbit import formats
 from lowbit.kernels import activation as acting
 from lowbit.kernels import dispatch, packing
 from lowbit.kernels.activation import Activation
+from lowbit.kernels.cpu import _build
 
 FORMATS = "int4-g32,int4-g128,int3-g128,int2-g128,trellis2-plain,trellis_int2-plain"
 COLD = 160 << 20
@@ -76,13 +77,13 @@ def timed(calls: Sequence[Callable[[], object]]) -> Turn:
 
 
 def reading(size: int, copies: int, threads: int) -> Turn:
-    """Reading so many bytes: compiled here, with AVX2."""
+    """Reading so many bytes that lie as packed weights do: compiled here, with AVX2."""
     with tempfile.TemporaryDirectory() as folder:
         source, made = Path(folder) / "read.cpp", Path(folder) / "read.so"
         source.write_text(READ)
         subprocess.run(["g++", "-O2", "-mavx2", "-fopenmp", "-shared", "-fPIC", source, "-o", made], check=True)
         library = ctypes.CDLL(str(made))
-    blocks = [torch.ones(size, dtype=torch.uint8) for _ in range(copies)]
+    blocks = [_build.settled(torch.ones(size, dtype=torch.uint8)) for _ in range(copies)]
     reads = [partial(library.read_all, ctypes.c_void_p(b.data_ptr()), ctypes.c_size_t(size), threads) for b in blocks]
     return timed(reads)
 
@@ -94,8 +95,7 @@ def prepared(
     quantized = _matrices.quantized(text, weight)
     format, shape = quantized.format, quantized.shape
     packed, parts = packing.split(format, packing.pack(quantized), shape)
-    first = dispatch.prepare(kernel, format, packed, parts, shape)
-    held = [{name: part.clone() for name, part in first.items()} for _ in range(copies)]
+    held = [dispatch.prepare(kernel, format, packed, parts, shape) for _ in range(copies)]
     expected = (acting.fake(x.float(), inputs) if inputs else x).double() @ quantized.decode().double().t()
     calls = [partial(dispatch.linear, x, p, kernel, format, shape, inputs) for p in held]
     error = float((calls[0]().double() - expected).norm() / expected.norm())
@@ -195,6 +195,7 @@ def main() -> None:
     torch.set_num_threads(asked.threads)
     rows, inputs = map(int, asked.shape.split("x"))
     setting = {"shape": [rows, inputs], "threads": asked.threads, "cold": asked.cold, "turns": asked.turns}
+    setting["instructions"] = _build.instruction_set()
     for text in asked.formats.split(","):
         for tokens in map(int, asked.tokens.split(",")):
             found = measure(asked, text, (rows, inputs), tokens)

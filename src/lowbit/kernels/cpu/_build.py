@@ -9,10 +9,12 @@ Idea      A shared library for each instruction set; the best one that this proc
 Traps     A cache that others can write to would run their code: the folder is made for its owner alone, another's refused.
 """
 
+import contextlib
 import ctypes
 import fcntl
 import functools
 import hashlib
+import mmap
 import os
 import platform
 import shutil
@@ -46,6 +48,8 @@ KINDS = {torch.float32: 0, torch.bfloat16: 1}
 """Numbers of the float types that the C++ knows."""
 CODES = 2
 """The number of x as int8 codes."""
+HUGE = 1 << 21
+"""Bytes of a huge page."""
 
 
 @functools.cache
@@ -159,6 +163,20 @@ def function(name: str, arguments: str) -> Callable[..., None]:
 def address(tensor: Tensor | None) -> int | None:
     """Where a contiguous tensor begins; None: null."""
     return None if tensor is None else tensor.data_ptr()
+
+
+def settled(tensor: Tensor) -> Tensor:
+    """A copy on huge pages where the system grants them: weights that come from memory once a token then cost fewer page walks.
+    They must be asked for before the memory is touched. Small tensors come back as they are."""
+    size = tensor.numel() * tensor.element_size()
+    if size < HUGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return tensor
+    room = mmap.mmap(-1, size + HUGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):
+        room.madvise(mmap.MADV_HUGEPAGE)
+    start = -torch.frombuffer(room, dtype=torch.uint8).data_ptr() % HUGE
+    found = torch.frombuffer(room, dtype=tensor.dtype, count=tensor.numel(), offset=start).view(tensor.shape)
+    return found.copy_(tensor)
 
 
 def threads(work: int) -> int:

@@ -61,7 +61,8 @@ def prepare(format: Format, packed: Tensor, parts: Parts, shape: tuple[int, int]
     scale = parts["scale"] if parts["scale"].dtype == torch.bfloat16 else parts["scale"].float()
     if format.element == "binary":
         scale = scale * 2
-    prepared = {"planes": planes(packing.codes(format, packed, shape), width(format)), "scale": _panels(scale, format, shape)}
+    found = planes(packing.codes(format, packed, shape), width(format))
+    prepared = {"planes": _build.settled(found), "scale": _build.settled(_panels(scale, format, shape))}
     return {**prepared, "zero": _panels(parts["zero"], format, shape)} if "zero" in parts else prepared
 
 

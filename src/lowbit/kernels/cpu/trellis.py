@@ -65,7 +65,7 @@ def prepare(format: Format, packed: Tensor, parts: Parts, shape: tuple[int, int]
     tiles = tiles.flip(2, 3)
     tiles = torch.nn.functional.pad(tiles, (0, 0, 0, 0, 0, -tiles.shape[1] % WIDE, 0, -tiles.shape[0] % HIGH))
     cube = tiles.unflatten(1, (-1, WIDE)).unflatten(0, (-1, HIGH))
-    return {"words": cube.permute(0, 4, 2, 5, 1, 3).contiguous(), "scale": parts["scale"].float()}
+    return {"words": _build.settled(cube.permute(0, 4, 2, 5, 1, 3).contiguous()), "scale": parts["scale"].float()}
 
 
 def restore(prepared: dict[str, Tensor], format: Format, shape: tuple[int, int]) -> tuple[Tensor, Parts]:

@@ -3,6 +3,10 @@
 // Tiles of 16 rows: a lane is a row, its four bytes are four inputs. A chunk is 32 inputs of a tile, 64 bytes for each bit of
 // a code, in planes of 4, 2 and 1 bits; chunks of the four tiles of a panel lie side by side (integers.py). dot() multiplies unsigned codes with signed bytes of x, of which there
 // are PARTS (inputs.h). Few tokens share the unpacking in registers; many share a panel of unpacked bytes in the second cache.
+#ifndef __AVX512VNNI__
+// Sums of 16 bits are added in the order of the source, or GCC keeps all products of a turn at once and spills them.
+#pragma GCC optimize("no-tree-reassoc", "no-tree-ter")
+#endif
 #include "inputs.h"
 
 namespace {
@@ -20,12 +24,12 @@ struct Matrix {
 constexpr int TILE = 16, CHUNK = 32;
 /// Rows are padded to whole panels.
 constexpr int PANEL = 64, TILES = PANEL / TILE;
-/// Tokens that multiply a panel together, and tiles: as many sums as there are registers for. TEAM: tokens that share codes
-/// unpacked in registers, with SUMS sums.
+/// Tokens that multiply a panel together, and registers of rows: as many sums as there are registers for. TEAM: tokens that
+/// share codes unpacked in registers, with SUMS sums.
 #ifdef __AVX512VNNI__
 constexpr int HIGH = 4, WIDE = 6, TEAM = 4, SUMS = 16;
 #else
-constexpr int HIGH = 2, WIDE = 2, TEAM = 2, SUMS = 4;
+constexpr int HIGH = 2, WIDE = 4, TEAM = 4, SUMS = 8;
 #endif
 /// Up to FEW tokens unpack codes in registers; more share an open panel, SLAB at most.
 constexpr int64_t FEW = 16, SLAB = 192;
@@ -35,101 +39,155 @@ constexpr int64_t SPAN = 4096;
 constexpr int64_t AHEAD = 8192;
 
 /// Moved to the left, or to the right if negative.
-INLINE inline Ints moved(Ints v, int bits) { return bits > 0 ? left(v, bits) : bits < 0 ? right(v, -bits) : v; }
+INLINE inline Reg moved(Reg v, int bits) { return bits > 0 ? left(v, bits) : bits < 0 ? right(v, -bits) : v; }
 
-/// Codes of a chunk as bytes: q[i] has inputs 4i .. 4i + 3 of sixteen rows, here for i = 2 pair and the next.
-template <int BITS> INLINE inline void unpack(const uint8_t *p, int pair, Ints q[2]) {
+/// Codes of a chunk as bytes: q[i] has inputs 4i .. 4i + 3 of REG_LANES rows, here for i = 2 pair and the next.
+template <int BITS> INLINE inline void unpack(const uint8_t *p, int pair, Reg q[2]) {
   if constexpr (BITS == 8) {
-    EACH(j, 2) q[j] = load(p + 64 * (2 * pair + j));
+    EACH(j, 2) q[j] = reg_at(p + 64 * (2 * pair + j));
     return;
   }
   if constexpr ((BITS & 4) != 0) {
-    const Ints mask = fill(0x0F0F0F0F), v = load(p + 64 * pair);
+    const Reg mask = reg(0x0F0F0F0F), v = reg_at(p + 64 * pair);
     q[0] = both(v, mask);
     q[1] = both(right(v, 4), mask);
     p += 256;
   }
   if constexpr ((BITS & 2) != 0) {
     constexpr int place = BITS & 4;
-    const Ints mask = fill(0x03030303 << place), both_pairs = load(p + pair / 2 * 64);
+    const Reg mask = reg(0x03030303 << place), both_pairs = reg_at(p + pair / 2 * 64);
     EACH(j, 2) {
-      const Ints v = moved(both_pairs, place - (2 * pair + j) % 4 * 2);
+      const Reg v = moved(both_pairs, place - (2 * pair + j) % 4 * 2);
       q[j] = place ? join(q[j], v, mask) : both(v, mask);
     }
     p += 128;
   }
   if constexpr ((BITS & 1) != 0) {
     constexpr int place = BITS & 6;
-    const Ints mask = fill(0x01010101 << place), all = load(p);
+    const Reg mask = reg(0x01010101 << place), all = reg_at(p);
     EACH(j, 2) {
-      const Ints v = moved(all, place - (2 * pair + j));
+      const Reg v = moved(all, place - (2 * pair + j));
       q[j] = place ? join(q[j], v, mask) : both(v, mask);
     }
   }
 }
 
-/// The scales of a tile for a group. at: their place.
-inline Floats scales(const Matrix &w, int64_t at) {
-  return w.scale_kind == FLOAT32 ? load((const float *)w.scale + at) : halves((const uint16_t *)w.scale + at);
+/// The scales of REG_LANES rows for a group. at: their place.
+inline RegF scales(const Matrix &w, int64_t at) {
+  return w.scale_kind == FLOAT32 ? regf_at((const float *)w.scale + at) : regf_of_halves((const uint16_t *)w.scale + at);
 }
 
-/// The zero points of a tile for a group, in codes.
-inline Floats zeros(const Matrix &w, int64_t at) {
-  if (w.zero == nullptr) return fill(w.middle);
-  return w.float_zero ? halves((const uint16_t *)w.zero + at) : real(bytes((const uint8_t *)w.zero + at));
+/// The zero points of REG_LANES rows for a group, in codes.
+inline RegF zeros(const Matrix &w, int64_t at) {
+  if (w.zero == nullptr) return regf(w.middle);
+  return w.float_zero ? regf_of_halves((const uint16_t *)w.zero + at) : real(reg_of_bytes((const uint8_t *)w.zero + at));
 }
+
+/// Sums of M tokens times R registers of rows along a block. Where products of few bits have room in 16 bits (TURN of them),
+/// sums are narrow first and widened in turns, the first two bytes of x put together on the way; else each byte has its own.
+template <int BITS, int PARTS, int M, int R> struct Sums {
+  static constexpr int TURN = NARROW<BITS>;
+  Reg whole[R][M], low[R][M], own[R][M][PARTS];
+
+  /// starts: of each token, null: 0.
+  INLINE void begin(const int32_t *starts, int64_t stride) {
+    EACH(i, R * M) {
+      const Reg zero = reg(0), start = starts ? reg(starts[i % M * stride]) : zero;
+      if (TURN) whole[i / M][i % M] = start;
+      if (TURN && PARTS == 3) low[i / M][i % M] = zero;
+      if (!TURN) EACH(part, PARTS) own[i / M][i % M][part] = part == PARTS - 1 ? start : zero;
+    }
+  }
+
+  /// p: the codes of a chunk, x: its quads for each byte.
+  INLINE void add(const uint8_t *p, const int32_t *const x[PARTS]) {
+    Reg some[R][M][PARTS];
+    EACH(i, R * M * PARTS) some[i / PARTS / M][i / PARTS % M][i % PARTS] = TURN ? reg(0) : own[i / PARTS / M][i / PARTS % M][i % PARTS];
+    EACH(pair, 4) {
+      EACH(r, R) {
+        Reg q[2];
+        unpack<BITS>(p + r * REG_LANES / TILE * 64 * BITS + r * REG_LANES % TILE * 4, pair, q);
+        EACH(i, 2 * M) {
+          EACH(part, PARTS) {
+            Reg &to = some[r][i % M][part];
+            to = narrow_dot<BITS>(to, q[i / M], reg(x[part][2 * M * pair + i]));
+          }
+        }
+      }
+      if (TURN && (2 * pair + 2) % std::max(TURN, 1) == 0) {
+        EACH(i, R * M) widen(i / M, i % M, some[i / M][i % M]);
+      }
+    }
+    if (!TURN) EACH(i, R * M * PARTS) own[i / PARTS / M][i / PARTS % M][i % PARTS] = some[i / PARTS / M][i / PARTS % M][i % PARTS];
+  }
+
+  INLINE void widen(int r, int m, Reg narrow[PARTS]) {
+    Reg &to = whole[r][m];
+    to = PARTS == 1 ? widened<1>(to, narrow[0]) : widened<1>(widened<256>(to, narrow[0]), narrow[PARTS > 1]);
+    if (PARTS == 3) low[r][m] = widened<1>(low[r][m], narrow[PARTS - 1]);
+    EACH(part, PARTS) narrow[part] = reg(0);
+  }
+
+  INLINE RegF total(int r, int m) const {
+    const Reg *all = own[r][m];
+    const RegF found = real(TURN ? whole[r][m] : PARTS > 1 ? plus(left(all[0], 8), all[PARTS > 1]) : all[0]);
+    return PARTS < 3 ? found : fuse(found, regf(256.0f), real(TURN ? low[r][m] : all[PARTS - 1]));
+  }
+};
 
 /// M tokens, a team, from `token` on times a panel: y [M][PANEL].
 template <int BITS, int PARTS, int M> void few(const Matrix &w, const Inputs &x, int64_t panel, int64_t token, float *y) {
-  constexpr int R = std::min(TILES, std::max(1, SUMS / M / PARTS));
-  constexpr int64_t tile_bytes = 64 * BITS, chunk = TILES * tile_bytes;
+  constexpr int REGS = PANEL / REG_LANES, R = std::min(4, std::max(1, SUMS / M / PARTS));
+  constexpr int64_t tile_bytes = 64 * BITS, chunk_bytes = TILES * tile_bytes;
+  using S = Sums<BITS, PARTS, M, R>;
   const int64_t groups = w.inputs / w.group;
-  for (int tile = 0; tile < TILES; tile += R) {
-    Floats found[R][M];
-    EACH(i, R * M) found[i / M][i % M] = fill(0.0f);
-    const uint8_t *p = w.codes + panel * (w.inputs / CHUNK) * chunk + tile * tile_bytes;
-    const int32_t *quads[PARTS];
-    EACH(part, PARTS) quads[part] = x.at(token, part, 0);
-    int64_t block = token * x.blocks;
-    for (int64_t group = 0, k = 0; group < groups; group++)
-      for (const int64_t end = k + w.group; k < end; block++) {
-        Ints sum[R][M][PARTS];
-        EACH(i, R * M * PARTS) sum[i / PARTS / M][i / PARTS % M][i % PARTS] = fill(0);
-        if (x.starts) {
-          EACH(i, R * M) sum[i / M][i % M][PARTS - 1] = fill(x.starts[block + i % M * x.blocks]);
-        }
-        for (const int64_t stop = std::min(k + BLOCK, end); k < stop; k += CHUNK, p += chunk) {
-          if (tile == 0) {
-            EACH(i, TILES * BITS) _mm_prefetch((const char *)p + i * 64 + AHEAD, _MM_HINT_T1);
-          }
-          EACH(pair, 4) {
-            EACH(r, R) {
-              Ints q[2];
-              unpack<BITS>(p + r * tile_bytes, pair, q);
-              EACH(i, 2 * M) {
-                EACH(part, PARTS) sum[r][i % M][part] = dot<BITS>(sum[r][i % M][part], q[i / M], fill(quads[part][2 * M * pair + i]));
-              }
-            }
-          }
-          EACH(part, PARTS) quads[part] += CHUNK / 4 * M;
-        }
+  const uint8_t *p = w.codes + panel * (w.inputs / CHUNK) * chunk_bytes;
+  const int32_t *quads[PARTS];
+  EACH(part, PARTS) quads[part] = x.at(token, part, 0);
+  RegF found[REGS][M];
+  EACH(i, REGS * M) found[i / M][i % M] = regf(0);
+  int64_t block = token * x.blocks;
+  for (int64_t group = 0, k = 0; group < groups; group++)
+    for (const int64_t end = k + w.group; k < end; block++) {
+      const int32_t *starts = x.starts ? x.starts + block : nullptr;
+      const int64_t chunks = (std::min(k + BLOCK, end) - k) / CHUNK;
+      const auto add = [&](S &sums, int64_t chunk, int first) INLINE {
+        const int32_t *at[PARTS];
+        EACH(part, PARTS) at[part] = quads[part] + chunk * (CHUNK / 4 * M);
+        const uint8_t *codes = p + chunk * chunk_bytes;
+        if (first == 0) EACH(i, TILES * BITS) _mm_prefetch((const char *)codes + i * 64 + AHEAD, _MM_HINT_T1);
+        sums.add(codes + first * REG_LANES / TILE * tile_bytes + first * REG_LANES % TILE * 4, at);
+      };
+      const auto finish = [&](const S &sums, int first) INLINE {
         EACH(r, R) {
-          const int64_t at = (panel * groups + group) * PANEL + (tile + r) * TILE;
-          const Floats scale = scales(w, at);
+          const int64_t place = (panel * groups + group) * PANEL + (first + r) * REG_LANES;
+          const RegF scale = scales(w, place);
           EACH(m, M) {
-            Floats all = real(PARTS > 1 ? plus(left(sum[r][m][0], 8), sum[r][m][PARTS > 1]) : sum[r][m][0]);
-            if constexpr (PARTS == 3) all = fuse(all, fill(256.0f), real(sum[r][m][2]));
-            if (!x.starts) all = unfuse(zeros(w, at), fill(x.sums[block + m * x.blocks]), all);
-            found[r][m] = fuse(all, scale, found[r][m]);
+            RegF all = sums.total(r, m);
+            if (!x.starts) all = unfuse(zeros(w, place), regf(x.sums[block + m * x.blocks]), all);
+            found[first + r][m] = fuse(all, scale, found[first + r][m]);
           }
         }
+      };
+      if constexpr (S::TURN > 0) {
+        /// A chunk of all rows before the next: codes are read in the order of memory.
+        S sums[REGS / R];
+        for (int i = 0; i < REGS / R; i++) sums[i].begin(starts, x.blocks);
+        for (int64_t chunk = 0; chunk < chunks; chunk++)
+          for (int i = 0; i < REGS / R; i++) add(sums[i], chunk, i * R);
+        for (int i = 0; i < REGS / R; i++) finish(sums[i], i * R);
+      } else {
+        for (int first = 0; first < REGS; first += R) {
+          S sums;
+          sums.begin(starts, x.blocks);
+          for (int64_t chunk = 0; chunk < chunks; chunk++) add(sums, chunk, first);
+          finish(sums, first);
+        }
       }
-    EACH(r, R) {
-      EACH(m, M) {
-        store(y + m * PANEL + (tile + r) * TILE, times(found[r][m], fill(x.scale[token + m])));
-      }
+      k += chunks * CHUNK, p += chunks * chunk_bytes;
+      EACH(part, PARTS) quads[part] += chunks * (CHUNK / 4 * M);
     }
-  }
+  EACH(i, REGS * M) store(y + i % M * PANEL + i / M * REG_LANES, times(found[i / M][i % M], regf(x.scale[token + i % M])));
 }
 
 /// The codes of a panel and block as bytes: [quads of inputs][tiles][64].
@@ -139,21 +197,37 @@ template <int BITS> void open(const Matrix &w, const Cut &cut, int64_t panel, in
   for (int64_t k = start; k < cut.stop(block); k += CHUNK) {
     for (int tile = 0; tile < TILES; tile++, p += 64 * BITS) {
       EACH(pair, 4) {
-        Ints q[2];
-        unpack<BITS>(p, pair, q);
-        EACH(j, 2) store(to + ((k - start) / 4 + 2 * pair + j) * PANEL * 4 + tile * 64, q[j]);
+        for (int part = 0; part < 64; part += 4 * REG_LANES) {
+          Reg q[2];
+          unpack<BITS>(p + part, pair, q);
+          EACH(j, 2) store(to + ((k - start) / 4 + 2 * pair + j) * PANEL * 4 + tile * 64 + part, q[j]);
+        }
       }
     }
   }
 }
 
-template <int BITS, int M> INLINE inline void products(const uint8_t *panel, const int32_t *x, int64_t quads, Ints sum[M][HIGH]) {
-  for (int64_t quad = 0; quad < quads; quad++, panel += PANEL * 4, x += WIDE) {
-    Ints q[HIGH];
-    EACH(j, HIGH) q[j] = load(panel + 64 * j);
-    EACH(m, M) {
-      const Ints v = fill(x[m]);
-      EACH(j, HIGH) sum[m][j] = dot<BITS>(sum[m][j], q[j], v);
+/// Add M tokens times HIGH registers of rows, a quad of an open panel.
+template <int BITS, int M> INLINE inline void product(const uint8_t *panel, const int32_t *x, Reg sum[M][HIGH]) {
+  Reg q[HIGH];
+  EACH(j, HIGH) q[j] = reg_at(panel + 4 * REG_LANES * j);
+  EACH(m, M) {
+    const Reg v = reg(x[m]);
+    EACH(j, HIGH) sum[m][j] = narrow_dot<BITS>(sum[m][j], q[j], v);
+  }
+}
+
+/// The same for many quads.
+template <int BITS, int M> INLINE inline void products(const uint8_t *panel, const int32_t *x, int64_t quads, Reg sum[M][HIGH]) {
+  constexpr int turn = NARROW<BITS>, step = std::max(turn, 1);
+  for (int64_t quad = 0; quad < quads; quad += step, panel += step * PANEL * 4, x += step * WIDE) {
+    if constexpr (turn == 0) {
+      product<BITS, M>(panel, x, sum);
+    } else {
+      Reg some[M][HIGH];
+      EACH(i, M * HIGH) some[i / HIGH][i % HIGH] = reg(0);
+      EACH(i, turn) product<BITS, M>(panel + i * PANEL * 4, x + i * WIDE, some);
+      EACH(i, M * HIGH) sum[i / HIGH][i % HIGH] = widened<1>(sum[i / HIGH][i % HIGH], some[i / HIGH][i % HIGH]);
     }
   }
 }
@@ -162,30 +236,30 @@ template <int BITS, int M> INLINE inline void products(const uint8_t *panel, con
 template <int BITS, int PARTS, int M>
 void multiply(const Matrix &w, const Inputs &x, const Cut &cut, int64_t panel, int64_t block, int64_t token, const uint8_t *q, float *y) {
   const int64_t start = cut.start(block), quads = (cut.stop(block) - start) / 4, group = block / cut.a_group;
-  for (int tile = 0; tile < TILES; tile += HIGH) {
-    Ints sum[M][HIGH];
-    EACH(i, M * HIGH) sum[i / HIGH][i % HIGH] = fill(0);
-    products<BITS, M>(q + tile * 64, x.at(token, 0, start), quads, sum);
+  for (int first = 0; first < PANEL; first += HIGH * REG_LANES) {
+    Reg sum[M][HIGH];
+    EACH(i, M * HIGH) sum[i / HIGH][i % HIGH] = reg(0);
+    products<BITS, M>(q + first * 4, x.at(token, 0, start), quads, sum);
     if constexpr (PARTS > 1) {
       EACH(i, M * HIGH) sum[i / HIGH][i % HIGH] = left(sum[i / HIGH][i % HIGH], 8);
-      products<BITS, M>(q + tile * 64, x.at(token, 1, start), quads, sum);
+      products<BITS, M>(q + first * 4, x.at(token, 1, start), quads, sum);
     }
     const auto add = [&](float size, bool whole) INLINE {
       EACH(j, HIGH) {
-        const int64_t place = (panel * (w.inputs / w.group) + group) * PANEL + (tile + j) * TILE;
-        const Floats scale = scales(w, place), zero = zeros(w, place);
+        const int64_t row = first + j * REG_LANES, place = (panel * (w.inputs / w.group) + group) * PANEL + row;
+        const RegF scale = scales(w, place), zero = zeros(w, place);
         EACH(m, M) {
-          float *at = y + m * PANEL + (tile + j) * TILE;
-          Floats all = times(real(sum[m][j]), fill(size));
-          if (whole) all = unfuse(zero, fill(x.sums[(token + m) * x.blocks + block]), all);
-          store(at, fuse(all, scale, load(at)));
+          float *at = y + m * PANEL + row;
+          RegF all = times(real(sum[m][j]), regf(size));
+          if (whole) all = unfuse(zero, regf(x.sums[(token + m) * x.blocks + block]), all);
+          store(at, fuse(all, scale, regf_at(at)));
         }
       }
     };
     add(PARTS == 3 ? 256 : 1, true);
     if constexpr (PARTS == 3) {
-      EACH(i, M * HIGH) sum[i / HIGH][i % HIGH] = fill(0);
-      products<BITS, M>(q + tile * 64, x.at(token, 2, start), quads, sum);
+      EACH(i, M * HIGH) sum[i / HIGH][i % HIGH] = reg(0);
+      products<BITS, M>(q + first * 4, x.at(token, 2, start), quads, sum);
       add(1, false);
     }
   }
@@ -212,12 +286,17 @@ template <int BITS, int PARTS> Multiply multiply_of(int64_t tokens) {
   constexpr Multiply found[] = {multiply<BITS, PARTS, 1>, multiply<BITS, PARTS, 2>, multiply<BITS, PARTS, 3>,
                                 multiply<BITS, PARTS, 4>, multiply<BITS, PARTS, 5>, multiply<BITS, PARTS, 6>};
 #else
-  constexpr Multiply found[] = {multiply<BITS, PARTS, 1>, multiply<BITS, PARTS, 2>};
+  constexpr Multiply found[] = {multiply<BITS, PARTS, 1>, multiply<BITS, PARTS, 2>, multiply<BITS, PARTS, 3>, multiply<BITS, PARTS, 4>};
 #endif
   return found[tokens - 1];
 }
+/// Widths that are multiplied in the same way share the code.
 template <int PARTS> Multiply multiply_of(int bits, int64_t tokens) {
-  return bits == 8 ? multiply_of<8, PARTS>(tokens) : multiply_of<7, PARTS>(tokens);
+  if constexpr (NARROW<4> > 0) {
+    if (bits < 5) return multiply_of<4, PARTS>(tokens);
+    if (bits < 7) return multiply_of<6, PARTS>(tokens);
+  }
+  return multiply_of<8, PARTS>(tokens);
 }
 
 /// What a call is about.

@@ -1,4 +1,5 @@
 // lanes - sixteen lanes of 32 bits: one zmm of AVX-512, or two ymm of AVX2. All kernels are written in these words once.
+// Where registers are counted, a kernel is written in single ones (Reg, RegF: REG_LANES lanes).
 //
 // A vector in memory is 64 bytes in both, so what is prepared for one instruction set is what the other reads.
 #pragma once
@@ -24,6 +25,9 @@ inline int32_t word(const void *p) {
 
 using Ints = __m512i;
 using Floats = __m512;
+using Reg = Ints;
+using RegF = Floats;
+constexpr int REG_LANES = 16;
 
 inline Ints load(const void *p) { return _mm512_loadu_si512(p); }
 inline void store(void *p, Ints v) { _mm512_storeu_si512(p, v); }
@@ -38,6 +42,10 @@ inline Ints right(Ints a, int n) { return _mm512_srli_epi32(a, n); }
 inline Ints times(Ints a, Ints b) { return _mm512_mullo_epi32(a, b); }
 /// sum + the four products of unsigned bytes of u and signed bytes of s; BITS: of u
 template <int BITS> inline Ints dot(Ints sum, Ints u, Ints s) { return _mm512_dpbusd_epi32(sum, u, s); }
+/// Dot products that sums of 16 bits hold before they must be widened; 0: sums have 32 bits anyway.
+template <int BITS> constexpr int NARROW = 0;
+template <int BITS> inline Reg narrow_dot(Reg sum, Reg u, Reg s) { return dot<BITS>(sum, u, s); }
+template <int FACTOR> inline Reg widened(Reg sum, Reg narrow) { return sum; }
 /// The words of 16 bits, two in a lane.
 inline Ints fill16(int16_t v) { return _mm512_set1_epi16(v); }
 inline Ints plus16(Ints a, Ints b) { return _mm512_add_epi16(a, b); }
@@ -61,6 +69,12 @@ inline Ints shorts(const uint16_t *p) { return _mm512_cvtepu16_epi32(_mm256_load
 
 inline Floats fill(float v) { return _mm512_set1_ps(v); }
 inline Floats load(const float *p) { return _mm512_loadu_ps(p); }
+inline Reg reg(int32_t v) { return fill(v); }
+inline Reg reg_at(const void *p) { return load(p); }
+inline RegF regf(float v) { return fill(v); }
+inline RegF regf_at(const float *p) { return load(p); }
+inline Reg reg_of_bytes(const uint8_t *p) { return bytes(p); }
+inline RegF regf_of_halves(const uint16_t *p) { return as_floats(left(shorts(p), 16)); }
 inline void store(float *p, Floats v) { _mm512_storeu_ps(p, v); }
 inline Floats minus(Floats a, Floats b) { return _mm512_sub_ps(a, b); }
 inline Floats plus(Floats a, Floats b) { return _mm512_add_ps(a, b); }
@@ -85,6 +99,30 @@ inline Floats greater(Floats a, Floats b) { return _mm512_max_ps(a, b); }
 inline Floats halved(Floats a) { return _mm512_cvtph_ps(_mm512_cvtps_ph(a, 0)); }
 
 #else
+
+using Reg = __m256i;
+using RegF = __m256;
+constexpr int REG_LANES = 8;
+
+inline Reg reg(int32_t v) { return _mm256_set1_epi32(v); }
+inline Reg reg_at(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
+inline void store(void *p, Reg v) { _mm256_storeu_si256((__m256i *)p, v); }
+inline Reg both(Reg a, Reg b) { return _mm256_and_si256(a, b); }
+inline Reg join(Reg a, Reg b, Reg mask) { return _mm256_or_si256(a, both(b, mask)); }
+inline Reg plus(Reg a, Reg b) { return _mm256_add_epi32(a, b); }
+inline Reg left(Reg a, int n) { return _mm256_slli_epi32(a, n); }
+inline Reg right(Reg a, int n) { return _mm256_srli_epi32(a, n); }
+inline RegF real(Reg a) { return _mm256_cvtepi32_ps(a); }
+inline Reg reg_of_bytes(const uint8_t *p) { return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p)); }
+inline RegF regf(float v) { return _mm256_set1_ps(v); }
+inline RegF regf_at(const float *p) { return _mm256_loadu_ps(p); }
+inline RegF regf_of_halves(const uint16_t *p) {
+  return _mm256_castsi256_ps(left(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)), 16));
+}
+inline void store(float *p, RegF v) { _mm256_storeu_ps(p, v); }
+inline RegF times(RegF a, RegF b) { return _mm256_mul_ps(a, b); }
+inline RegF fuse(RegF a, RegF b, RegF c) { return _mm256_fmadd_ps(a, b, c); }
+inline RegF unfuse(RegF a, RegF b, RegF c) { return _mm256_fnmadd_ps(a, b, c); }
 
 struct Ints {
   __m256i a, b;
@@ -119,6 +157,16 @@ template <int BITS> inline __m256i dot(__m256i sum, __m256i u, __m256i s) {
   return _mm256_add_epi32(sum, _mm256_add_epi32(first, second));
 }
 template <int BITS> inline Ints dot(Ints sum, Ints u, Ints s) { return {dot<BITS>(sum.a, u.a, s.a), dot<BITS>(sum.b, u.b, s.b)}; }
+/// Dot products that sums of 16 bits hold before they must be widened: each adds up to 2 * 128 codes. 0: of 32 bits anyway.
+template <int BITS> constexpr int NARROW = BITS < 5 ? 8 : BITS == 5 ? 4 : BITS == 6 ? 2 : 0;
+template <int BITS> inline Reg narrow_dot(Reg sum, Reg u, Reg s) {
+  if constexpr (NARROW<BITS> == 0) return dot<BITS>(sum, u, s);
+  return _mm256_add_epi16(sum, _mm256_maddubs_epi16(u, s));
+}
+/// sum + FACTOR times the two words of each lane of `narrow`
+template <int FACTOR> inline Reg widened(Reg sum, Reg narrow) {
+  return _mm256_add_epi32(sum, _mm256_madd_epi16(narrow, _mm256_set1_epi16(FACTOR)));
+}
 inline Ints fill16(int16_t v) { return {_mm256_set1_epi16(v), _mm256_set1_epi16(v)}; }
 inline Ints plus16(Ints x, Ints y) { return {_mm256_add_epi16(x.a, y.a), _mm256_add_epi16(x.b, y.b)}; }
 inline Ints plus8(Ints x, Ints y) { return {_mm256_add_epi8(x.a, y.a), _mm256_add_epi8(x.b, y.b)}; }
