@@ -12,7 +12,8 @@ Layout    planes uint8 [panels of 64 rows, chunks of 32 inputs, tiles of 16 rows
           7 bits are widened to 8: plane i whole. scale, zero [panels, groups, 64]. Rows are padded to 64, inputs to 32.
 Figures   Relative error against float64, Gaussian x: 2e-7 (float32), 1.7e-3 (bfloat16: the rounding of y). 4096x4096 in the
           last cache, one thread of an EPYC (Zen 4), bfloat16 x at 1 and 4 tokens, ms: int4-g32 0.20 and 0.70, int3-g128 0.25
-          and 0.69, int2-g128 0.17 and 0.62; x in int8 0.16 and 0.37, 0.20 and 0.35, 0.13 and 0.32.
+          and 0.69, int2-g128 0.17 and 0.62; x in int8 0.16 and 0.37, 0.20 and 0.35, 0.13 and 0.32. With AVX2 (Zen 3) int4-g32
+          0.47 and 1.6, int2-g128 0.34 and 1.2.
 Traps     A bfloat16 x is rounded to 1/32639 of the greatest of its token: an input of 1000 times the others' size costs them
           9 bits of 15. Not for e8m0 and two-level scales.
 """
