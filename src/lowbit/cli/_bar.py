@@ -3,11 +3,12 @@
 import os
 import sys
 import time
-
-from rich import progress as rich
-from rich.console import Console
+from typing import TYPE_CHECKING
 
 from lowbit.cli._progress import Lines, clock
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
 
 
 def progress() -> Lines:
@@ -18,9 +19,12 @@ def progress() -> Lines:
 class Bar(Lines):
     """A bar over blocks with the current layer, its error and the time left."""
 
-    _bar: rich.Progress | None = None
+    _bar: "RichProgress | None" = None
 
     def start(self, what: str, blocks: int) -> None:
+        from rich import progress as rich
+        from rich.console import Console
+
         super().start(what, blocks)
         columns = [
             rich.TextColumn("{task.description}"),
