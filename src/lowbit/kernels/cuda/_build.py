@@ -40,6 +40,15 @@ def missing() -> str:
     return "" if found else "cuda-bindings is not installed"
 
 
+def not_hopper(device: torch.device) -> str:
+    """Why wgmma cannot run on a device, or ""."""
+    if device.type != "cuda" or torch.version.hip is not None:
+        return f"device {device.type} is not an NVIDIA GPU"
+    if torch.cuda.get_device_capability(device)[0] != 9:
+        return "the GPU is not Hopper (compute capability 9), whose wgmma no other has"
+    return ""
+
+
 def unproven(what: str) -> str:
     """Why `what` is not taken yet, or ""."""
     return "" if os.environ.get(UNPROVEN) else f"{what}; {UNPROVEN}=1 takes it"

@@ -39,11 +39,7 @@ def supports(format: Format, shape: tuple[int, int], device: torch.device, dtype
 
 
 def takes(activation: Activation, format: Format, shape: tuple[int, int], device: torch.device) -> str:
-    if device.type != "cuda" or torch.version.hip is not None:
-        return f"device {device.type} is not an NVIDIA GPU"
-    if torch.cuda.get_device_capability(device)[0] != 9:
-        return "the GPU is not Hopper (compute capability 9), whose wgmma no other has"
-    told = _build.missing() or refusal(activation, format, shape)
+    told = _build.not_hopper(device) or _build.missing() or refusal(activation, format, shape)
     return told or (_build.unproven("float8 in blocks: no GPU has run it yet") if _in_blocks(format) else "")
 
 

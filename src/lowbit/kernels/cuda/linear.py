@@ -37,8 +37,4 @@ RANK = 30
 
 def supports(format: Format, shape: tuple[int, int], device: torch.device, dtype: torch.dtype, tokens: int) -> str:
     """ "" when this kernel takes the layer, else the reason."""
-    if device.type != "cuda" or torch.version.hip is not None:
-        return f"device {device.type} is not an NVIDIA GPU"
-    if torch.cuda.get_device_capability(device)[0] != 9:
-        return "the GPU is not Hopper (compute capability 9), whose wgmma no other has"
-    return _build.missing() or refusal(format, shape, dtype)
+    return _build.not_hopper(device) or _build.missing() or refusal(format, shape, dtype)
