@@ -2,7 +2,7 @@
 
     python bench/gpu_viterbi.py [--rows 1024] [--inputs 2048] [--names trellis2,...]
 
-Codes whose distortion is above 1.5 times the bound of their rate, 4 ** -bits, are wrong and get no row.
+Codes whose distortion is above 1.5 times the bound of their rate R, 4 ** -R, are wrong and get no row.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def main() -> None:
         torch.cuda.synchronize()
         seconds = time.perf_counter() - start
         distortion = float((element.decode(codes) - x).square().mean() / x.square().mean())
-        if right(name, distortion * 4**element.bits, 1.5):
+        if right(name, distortion * 4 ** (element.bits / getattr(element, "width", 1)), 1.5):
             keep("gpu_viterbi", element=name, weights_per_second=round(x.numel() / seconds), distortion=round(distortion, 5))
 
 
