@@ -3,7 +3,8 @@
 Idea      A rival takes the codes and scales of lowbit's own matrix in its layout, so that one exact product checks all; one
           that has weights of its own says which they are. Its package is imported when it is asked for: ImportError is the
           reason why it is left out, ValueError why it does not take a format.
-          vLLM's kernels (Marlin, Machete, CUTLASS) need the files _C*.so of its wheel alone, in a folder "vllm" on the path.
+          vLLM's kernels need two files of its wheel alone, in a folder "vllm" on the path: _C*.so (Marlin, Machete, CUTLASS)
+          and _vllm_fa3_C*.so (FlashAttention 3).
           torchao's int4 weights are torch's own product (`tinygemm`).
 """
 
@@ -11,7 +12,6 @@ import functools
 import importlib
 import importlib.util
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,12 +20,16 @@ from typing import Any
 import torch
 from _gpu_timing import copies
 from torch import Tensor
+from triton.errors import TritonError
 
 from lowbit import dtypes
 from lowbit.formats import Quantized
 
 UINT4B8 = 4 << 8 | 8 << 17 | 1 << 50
 """vLLM's number of the type "4 bits less 8": mantissa, bias, and IEEE's way with NaN."""
+
+FAILURES = (ImportError, RuntimeError, ValueError, TypeError, AttributeError, AssertionError, KeyError, TritonError)
+"""What a rival of another version, or on another GPU, ends with; its place in a table stays empty then."""
 
 
 @dataclass(frozen=True)
@@ -127,24 +131,27 @@ def _exl3(layer: Any, x: Tensor) -> Tensor:
 
 
 @functools.cache
-def vllm() -> Any:
-    """The operators of vLLM's wheel."""
+def vllm(name: str = "_C") -> Any:
+    """The operators of one library of vLLM's wheel: "_C" (products) or "_vllm_fa3_C" (attention)."""
     found = importlib.util.find_spec("vllm")
     places = [Path(place) for place in (found.submodule_search_locations or ())] if found else []
-    for library in (file for place in places for file in sorted(place.glob("_C*.so"))):
-        with suppress(OSError):
+    libraries = [file for place in places for up in ("", "vllm_flash_attn/") for file in sorted(place.glob(f"{up}{name}*.so"))]
+    if not libraries:
+        raise ImportError(f"vLLM's {name} is not here")
+    for library in libraries:
+        try:
             torch.ops.load_library(library)
-    if not hasattr(torch.ops._C, "marlin_gemm"):
-        raise ImportError("vLLM's kernels are not here")
-    return torch.ops._C
+        except OSError as reason:
+            raise ImportError(str(reason)) from reason
+    return getattr(torch.ops, name)
 
 
-def _named(operator: Any, **given: Any) -> Any:
+def named(operator: Any, **given: Any) -> Any:
     """A call by the names of an operator's arguments, None for the others: they change from version to version."""
     return operator(*[given.get(argument.name) for argument in operator.default._schema.arguments])
 
 
-def _along_inputs(codes: Tensor) -> Tensor:
+def along_inputs(codes: Tensor) -> Tensor:
     """Codes [out, in] of 4 bits -> int32 [in / 8, out], the first lowest (GPTQ's arrangement)."""
     eights = codes.t().long().unflatten(0, (-1, 8))
     words = sum(eights[:, i] << 4 * i for i in range(8))
@@ -157,8 +164,8 @@ def marlin(q: Quantized, count: int) -> Subject:
     four_bits(q, {64, 128})
     ops, (rows, inputs), device = vllm(), q.shape, q.codes.device
     nothing = torch.empty(0, dtype=torch.int32, device=device)
-    words = _named(
-        ops.gptq_marlin_repack, b_q_weight=_along_inputs(q.codes), perm=nothing, size_k=inputs, size_n=rows, num_bits=4,
+    words = named(
+        ops.gptq_marlin_repack, b_q_weight=along_inputs(q.codes), perm=nothing, size_k=inputs, size_n=rows, num_bits=4,
         is_a_8bit=False,
     )  # fmt: skip
     order = [i + 8 * j for i in range(8) for j in range(8)]
@@ -166,7 +173,7 @@ def marlin(q: Quantized, count: int) -> Subject:
     room = torch.zeros(torch.cuda.get_device_properties(device).multi_processor_count * 4, dtype=torch.int32, device=device)
 
     def call(x: Tensor, held: Tensor) -> Tensor:
-        y: Tensor = _named(
+        y: Tensor = named(
             ops.marlin_gemm, a=x, b_q_weight=held, b_scales=scale, workspace=room, b_type_id=UINT4B8, b_q_type_id=UINT4B8,
             size_m=x.shape[0], size_n=rows, size_k=inputs, is_k_full=True, use_atomic_add=False, use_fp32_reduce=True,
             is_zp_float=False,
@@ -179,18 +186,18 @@ def marlin(q: Quantized, count: int) -> Subject:
 def machete(q: Quantized, count: int) -> Subject:
     """Machete of vLLM, bfloat16."""
     ops, group, half = vllm(), four_bits(q, {64, 128}), torch.bfloat16
-    plain = _along_inputs(q.codes).t().contiguous().t()
-    words = _named(ops.machete_prepack_B, B=plain, a_type=half, b_type=UINT4B8, group_scales_type=half)
+    plain = along_inputs(q.codes).t().contiguous().t()
+    words = named(ops.machete_prepack_B, B=plain, a_type=half, b_type=UINT4B8, group_scales_type=half)
     scale = q.grid.scale.to(half).t().contiguous()
 
     def call(x: Tensor, held: Tensor) -> Tensor:
-        y: Tensor = _named(ops.machete_mm, A=x, B=held, b_type=UINT4B8, group_scales=scale, group_size=group)
+        y: Tensor = named(ops.machete_mm, A=x, B=held, b_type=UINT4B8, group_scales=scale, group_size=group)
         return y
 
-    return Subject([partial(call, held=_strided(words)) for _ in range(count)])
+    return Subject([partial(call, held=strided(words)) for _ in range(count)])
 
 
-def _strided(words: Tensor) -> Tensor:
+def strided(words: Tensor) -> Tensor:
     """A copy that lies in memory as the original does."""
     return words.clone(memory_format=torch.preserve_format)
 

@@ -4,7 +4,7 @@
 
 32 heads of 128 channels on 8 of keys; a floor is 2.5 us + bytes / 4.66 TB/s. Ours is checked first: its relative error against
 float64 attention to the decoded numbers stands in its row, and above 2 % there is none. Rivals: torch's attention to bfloat16,
-by cuDNN and by FlashAttention 2, and FlashAttention 3 (package flash_attn_interface) to float8.
+by cuDNN and by FlashAttention 2, and FlashAttention 3 (_gpu_rivals.py) to bfloat16 and float8.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 
+import _gpu_rivals
 import torch
 from _gpu_timing import copies, floor, microseconds, right
 from _rows import keep
@@ -22,6 +23,7 @@ from lowbit.kernels.cuda import _attention
 from lowbit.kernels.cuda._attention import FLOAT8, Side
 
 KINDS = {"int8": 8, "int4": 4, "int2": 2, "fp8": FLOAT8}
+FLASH3 = {"fp8": torch.float8_e4m3fn, "bf16": torch.bfloat16}
 HEADS, SHARED, WIDTH = 32, 8, 128
 SCALE = WIDTH**-0.5
 
@@ -48,9 +50,8 @@ def decoded(side: Side, sequence: int) -> Tensor:
     return (parts.flatten(-2).double() - side.zero[sequence].double()[..., None]) * scale
 
 
-def error(q: Tensor, keys: Side, values: Side, found: Tensor) -> float:
-    """Of the first sequence, against float64."""
-    k, v = decoded(keys, 0), decoded(values, 0)
+def error(q: Tensor, k: Tensor, v: Tensor, found: Tensor) -> float:
+    """Of the first sequence, whose keys and values are float64 [key heads, tokens, width]."""
     wanted = ((q[0].double().view(SHARED, -1, WIDTH) @ k.transpose(1, 2) * SCALE).softmax(-1) @ v).view(HEADS, WIDTH)
     return float((found[0].double() - wanted).norm() / wanted.norm())
 
@@ -62,24 +63,39 @@ def ours(kind: str, sequences: int, tokens: int) -> tuple[float, float, float]:
     stores = [(side(sequences, tokens, bits), side(sequences, tokens, bits)) for _ in range(copies(size))]
     q = torch.randn(sequences, HEADS, WIDTH, device="cuda").bfloat16() * 2
     calls = [partial(_attention.attend, q, keys, values, SCALE) for keys, values in stores]
-    off = error(q, *stores[0], calls[0]())
+    off = error(q, decoded(stores[0][0], 0), decoded(stores[0][1], 0), calls[0]())
     if not right(f"{kind} {sequences} x {tokens}", off, 0.02):
         raise RuntimeError("the numbers are wrong")
     return microseconds(calls, least=20), size, off
 
 
-def flash3(sequences: int, tokens: int) -> tuple[float, float, float]:
-    """FlashAttention 3 to float8 keys and values of one scale."""
-    from flash_attn_interface import flash_attn_with_kvcache as attend
-
-    size, shape = 2.0 * sequences * SHARED * tokens * WIDTH, (sequences, tokens, SHARED, WIDTH)
-    stores = [[torch.randn(shape, device="cuda").to(torch.float8_e4m3fn) for _ in (0, 1)] for _ in range(copies(size))]
-    q = torch.randn(sequences, 1, HEADS, WIDTH, device="cuda").to(torch.float8_e4m3fn)
+def flash3(dtype: torch.dtype, sequences: int, tokens: int) -> tuple[float, float, float]:
+    """FlashAttention 3 as vLLM has it, to keys and values of one scale; its plan is made once, as vLLM does for all layers."""
+    attend = _gpu_rivals.vllm("_vllm_fa3_C")
+    size, shape = 2.0 * dtype.itemsize * sequences * SHARED * tokens * WIDTH, (sequences, tokens, SHARED, WIDTH)
+    stores = [[torch.randn(shape, device="cuda").to(dtype) for _ in (0, 1)] for _ in range(copies(size))]
+    q = torch.randn(sequences, HEADS, WIDTH, device="cuda").to(dtype)
+    whole = {"window_size_left": -1, "window_size_right": -1, "is_causal": False, "num_splits": 0, "sm_margin": 0}
+    whole |= {"max_seqlen_q": 1, "max_seqlen_k": tokens}
     lengths = torch.full((sequences,), tokens, dtype=torch.int32, device="cuda")
+    starts = torch.arange(sequences + 1, dtype=torch.int32, device="cuda")
+    plan = _gpu_rivals.named(
+        attend.get_scheduler_metadata, batch_size=sequences, num_heads=HEADS, num_heads_k=SHARED, headdim=WIDTH,
+        headdim_v=WIDTH, qkv_dtype=dtype, seqused_k=lengths, cu_seqlens_q=starts, max_seqlen_k_new=0, has_softcap=False,
+        **whole,
+    )  # fmt: skip
     one = torch.ones(sequences, SHARED, device="cuda")
-    scales = {"q_descale": one, "k_descale": one, "v_descale": one}
-    calls = [partial(attend, q, k, v, cache_seqlens=lengths, softmax_scale=SCALE, **scales) for k, v in stores]
-    return microseconds(calls, least=20), size, 0.0
+    scales = {"q_descale": one, "k_descale": one, "v_descale": one} if dtype.itemsize == 1 else {}
+    call = partial(
+        _gpu_rivals.named, attend.fwd, q=q, seqused_k=lengths, cu_seqlens_q=starts, softmax_scale=SCALE, softcap=0.0,
+        is_rotary_interleaved=False, scheduler_metadata=plan, cp_world_size=1, cp_rank=0, **scales, **whole,
+    )  # fmt: skip
+    calls = [partial(call, k=k, v=v) for k, v in stores]
+    k, v = (stores[0][i][0].transpose(0, 1).double() for i in (0, 1))
+    off = error(q, k, v, calls[0]()[0])
+    if not right(f"flash3 {dtype} {sequences} x {tokens}", off, 0.1):  # it rounds what keys weigh to float8 too
+        raise RuntimeError("the numbers are wrong")
+    return microseconds(calls, least=20), size, off
 
 
 def rival(backend: SDPBackend, sequences: int, tokens: int) -> tuple[float, float, float]:
@@ -110,11 +126,12 @@ def main() -> None:
             kind: partial(ours, kind) for kind in asked.kinds.split(",")
         }
         if asked.rivals == "yes":
-            subjects |= {name: partial(rival, backend) for name, backend in rivals.items()} | {"flash3 fp8": flash3}
+            subjects |= {name: partial(rival, backend) for name, backend in rivals.items()}
+            subjects |= {f"flash3 {name}": partial(flash3, dtype) for name, dtype in FLASH3.items()}
         for name, subject in subjects.items():
             try:
                 time, size, off = subject(asked.sequences, tokens)
-            except (ImportError, RuntimeError) as reason:
+            except _gpu_rivals.FAILURES as reason:
                 print(f"{name}: left out, {reason}"[:300], file=sys.stderr)
                 continue
             least = floor(size)

@@ -5,7 +5,7 @@
 Rows: ours (rounding and product), ours without rounding, rounding alone, rounding behind a Hadamard matrix of all inputs;
 torch's products alone, _scaled_mm with one scale and with a scale a row, _int_mm, and CUTLASS as vLLM has it; torchao's layer,
 which rounds its inputs too. Products are checked against float64: what is off by more than 2 % gets no row. Elements
-int4 (int4-g128 times int8) and blocks (fp8-b128x128 times fp8-g128): ours alone.
+int4 (int4-g128 times int8, for CUTLASS times float8) and blocks (fp8-b128x128 times fp8-g128): no products of torch.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from lowbit.kernels import activation as acting
 from lowbit.kernels import packing
 from lowbit.kernels.activation import Activation
 from lowbit.kernels.cuda import _activations, _product, byte_act, int4_act
-from lowbit.kernels.cuda._activations import INT8
+from lowbit.kernels.cuda._activations import E4M3, INT8
 from lowbit.kernels.cuda._product import DECODE_TOKENS, Kind
 
 Call = Callable[[], Tensor]
@@ -63,11 +63,18 @@ def contenders(element: str, shape: tuple[int, int], tokens: int) -> Iterator[tu
         yield "torch._scaled_mm", [partial(scaled, w["low"].t(), scale_a=one, scale_b=one) for w in weights], None
         by_row = partial(scaled, scale_a=scale[:, None], scale_b=own[None])
         yield "torch._scaled_mm by rows", [partial(by_row, w["low"].t()) for w in weights], exact
-    for name, rival in (("cutlass", partial(cutlass, codes, scale, own, weights)), ("torchao", partial(torchao, x, q, kind))):
-        try:
-            yield name, rival(), exact
-        except (ImportError, RuntimeError) as reason:
-            print(f"{name} {element}: left out, {reason}"[:300], file=sys.stderr)
+    yield from tried(f"cutlass {element}", partial(cutlass, codes, scale, own, weights), exact)
+    yield from tried(f"torchao {element}", partial(torchao, x, q, kind), exact)
+
+
+def tried(what: str, rival: Callable[[], list[Call]], exact: Tensor) -> Iterator[tuple[str, list[Call], Tensor | None]]:
+    """A rival's calls, or a word why there are none; its name is the first word of `what`."""
+    try:
+        calls = rival()
+    except _gpu_rivals.FAILURES as reason:
+        print(f"{what}: left out, {reason}"[:300], file=sys.stderr)
+        return
+    yield what.split()[0], calls, exact
 
 
 def cutlass(codes: Tensor, scale: Tensor, own: Tensor, weights: list[dict[str, Tensor]]) -> list[Call]:
@@ -80,6 +87,27 @@ def cutlass(codes: Tensor, scale: Tensor, own: Tensor, weights: list[dict[str, T
         return y
 
     return [partial(call, w["low"]) for w in weights]
+
+
+def cutlass_int4(x: Tensor, q: formats.Quantized) -> tuple[Callable[[], list[Call]], Tensor]:
+    """vLLM's product of int4 weights and float8 inputs, and what it should give: it rounds code times scale to float8."""
+    (codes, scale), wide = _activations.quantize(x, E4M3), q.grid.scale.float().abs()  # of its own: no sign
+    own = wide.amax(1, keepdim=True) / torch.finfo(torch.float8_e4m3fn).max
+    small = (wide / own / 8).to(torch.float8_e4m3fn)  # 8 times as much must fit
+    steps = ((q.codes.float() - 8).unflatten(1, (small.shape[1], -1)) * small.float()[..., None]).to(torch.float8_e4m3fn)
+    exact = (codes.double() * scale.double()[:, None]) @ (steps.double().flatten(1) * own.double() * 8).T
+
+    def calls() -> list[Call]:
+        ops = _gpu_rivals.vllm()
+        plain = _gpu_rivals.along_inputs(q.codes ^ 8).t().contiguous().t()
+        packed, groups = ops.cutlass_encode_and_reorder_int4b(plain), ops.cutlass_pack_scale_fp8(small.t().contiguous())
+        product = partial(
+            _gpu_rivals.named, ops.cutlass_w4a8_mm, A=codes, group_scales=groups, group_size=q.format.group[1],
+            channel_scales=own * 8, token_scales=scale[:, None],
+        )  # fmt: skip
+        return [partial(product, B=_gpu_rivals.strided(packed)) for _ in range(copies(q.codes.numel() / 2))]
+
+    return calls, exact
 
 
 def torchao(x: Tensor, q: formats.Quantized, kind: int) -> list[Call]:
@@ -101,7 +129,7 @@ def torchao(x: Tensor, q: formats.Quantized, kind: int) -> list[Call]:
 
 
 def alone(element: str, shape: tuple[int, int], tokens: int) -> Iterator[tuple[str, list[Call], Tensor | None]]:
-    """The same for weights with scales inside a row, ours alone."""
+    """The same for weights with scales inside a row."""
     text, inputs, kernel = ALONE[element]
     activation, q = acting.parse(inputs), _matrices.quantized(text, torch.randn(shape, device="cuda"))
     packed, parts = packing.split(q.format, packing.pack(q), shape)
@@ -115,6 +143,8 @@ def alone(element: str, shape: tuple[int, int], tokens: int) -> Iterator[tuple[s
         codes, scale = _activations.quantize(x, INT8, ordered=int4_act.FOR_NIBBLES)
         run = partial(_product_of, codes, scale, int4_act.kind(q.format), shape)
         yield "ours without rounding", [partial(run, w) for w in weights], exact
+    if element == "int4":
+        yield from tried("cutlass int4", *cutlass_int4(x, q))
 
 
 def _product_of(codes: Tensor, scale: Tensor, kind: Kind, shape: tuple[int, int], prepared: dict[str, Tensor]) -> Tensor:
@@ -141,7 +171,7 @@ def main() -> None:
         for name, calls, exact in found:
             try:
                 error = float((calls[0]().double() - exact).norm() / exact.norm()) if exact is not None else 0.0
-            except RuntimeError as failure:
+            except _gpu_rivals.FAILURES as failure:
                 print(f"{name} {element} {text} {tokens}: {failure}"[:300], file=sys.stderr)
                 continue
             if not right(f"{name} {element} {text} {tokens}", error, 0.02):

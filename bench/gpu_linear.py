@@ -14,7 +14,7 @@ from pathlib import Path
 
 import _matrices
 import torch
-from _gpu_rivals import RIVALS, Subject
+from _gpu_rivals import FAILURES, RIVALS, Subject
 from _gpu_timing import copies, floor, microseconds, right
 from _rows import keep
 from torch import Tensor
@@ -63,7 +63,7 @@ def measure(text: str, shape: tuple[int, int], tokens: list[int], names: list[st
     for name in names:
         try:
             subject = CONTENDERS[name](q, copies(size))
-        except (ImportError, ValueError) as reason:
+        except FAILURES as reason:
             print(f"{name} {text}: left out, {reason}", file=sys.stderr)
             continue
         matrix = exact if subject.weight is None else subject.weight.double()
@@ -75,7 +75,7 @@ def measure(text: str, shape: tuple[int, int], tokens: list[int], names: list[st
                 if not right(f"{name} {text} {shape} {m}", error, 0.02):
                     continue
                 time = microseconds([partial(c, x) for c in subject.calls], least=100 if m <= 64 else FEW)
-            except (RuntimeError, ValueError) as failure:
+            except FAILURES as failure:
                 print(f"{name} {text} {shape} {m}: {failure}"[:300], file=sys.stderr)
                 continue
             bound = floor(size)
