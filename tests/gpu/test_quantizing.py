@@ -67,7 +67,6 @@ def test_a_solved_matrix_is_as_good_as_on_the_cpu(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["int4-g128", "int3-g64-asym"])
 def test_a_graph_gives_the_bits_that_its_launches_give(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
-    monkeypatch.setenv("LOWBIT_UNPROVEN", "1")
     format, found = formats.parse(text), []
     replayed.forget()  # what other tests solved
     for graphs in (True, False):

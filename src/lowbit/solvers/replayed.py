@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from lowbit.core.device import available_memory
-from lowbit.kernels.cuda import _build
 
 Function = Callable[..., tuple[Tensor, ...]]
 ROOM = 12
@@ -54,9 +53,8 @@ _pools: dict[torch.device, Any] = {}
 
 def refusal(tensor: Tensor) -> str:
     """Why calls with such tensors are launched anew each time, or ""."""
-    if tensor.device.type != "cuda" or torch.version.hip is not None:
-        return f"device {tensor.device.type} is not an NVIDIA GPU"
-    return _build.unproven("solvers as CUDA graphs: no GPU has run them yet")
+    nvidia = tensor.device.type == "cuda" and torch.version.hip is None
+    return "" if nvidia else f"device {tensor.device.type} is not an NVIDIA GPU"
 
 
 def call(name: Hashable, function: Function, given: Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -203,7 +203,7 @@ def linear(x: Tensor, prepared: dict[str, Tensor], format: Format, shape: tuple[
     if x.shape[0] <= DECODE_TOKENS:
         return product(x.contiguous(), prepared, format, shape)
     chunks = prepared["low"].shape[1]
-    if _prefill.refusal() or not _prefill.pays(x.shape[0], shape[0], chunks):
+    if not _prefill.pays(x.shape[0], shape[0], chunks):
         return torch.nn.functional.linear(x, matrix(prepared, format, shape, x.dtype))
     y = torch.empty(x.shape[0], shape[0], dtype=x.dtype, device=x.device)
     _prefill.launch(x.contiguous(), prepared, y, kind(format), shape[0], beside(prepared, x.dtype))

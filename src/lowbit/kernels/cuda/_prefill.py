@@ -49,11 +49,6 @@ DECODED, MULTIPLIED = 1.55e6, 7.7e8
 """Weights decoded and floating-point operations of the vendor's product a microsecond. All five measured on an H200."""
 
 
-def refusal() -> str:
-    """Why prefill.cu is not taken, or ""."""
-    return _build.unproven("products of many tokens in one launch: a GPU has checked their numbers up to 513 tokens alone")
-
-
 def whole(tokens: int, rows: int, chunks: int, how: Cut = CUT) -> bool:
     """Whether shares of whole tiles end before shares of chunks do."""
     tiles, parts = _times(tokens, rows, chunks, how)

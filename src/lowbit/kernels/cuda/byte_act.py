@@ -39,8 +39,7 @@ def supports(format: Format, shape: tuple[int, int], device: torch.device, dtype
 
 
 def takes(activation: Activation, format: Format, shape: tuple[int, int], device: torch.device) -> str:
-    told = _build.not_hopper(device) or _build.missing() or refusal(activation, format, shape)
-    return told or (_build.unproven("float8 in blocks: no GPU has run it yet") if _in_blocks(format) else "")
+    return _build.not_hopper(device) or _build.missing() or refusal(activation, format, shape)
 
 
 def _in_blocks(format: Format) -> bool:

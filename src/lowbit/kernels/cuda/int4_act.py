@@ -32,8 +32,7 @@ def supports(format: Format, shape: tuple[int, int], device: torch.device, dtype
 
 
 def takes(activation: Activation, format: Format, shape: tuple[int, int], device: torch.device) -> str:
-    told = _build.not_hopper(device) or _build.missing() or refusal(activation, format, shape)
-    return told or _build.unproven("4-bit weights times bytes: no GPU has run them yet")
+    return _build.not_hopper(device) or _build.missing() or refusal(activation, format, shape)
 
 
 def refusal(activation: Activation, format: Format, shape: tuple[int, int]) -> str:

@@ -107,7 +107,7 @@ def linear(x: Tensor, prepared: dict[str, Tensor], format: Format, shape: tuple[
     if x.shape[0] <= _product.DECODE_TOKENS:
         return product(x.contiguous(), prepared, format, shape)
     less = _less(x)
-    if _prefill.refusal() or not _prefill.pays(x.shape[0], shape[0], prepared["low"].shape[1]):
+    if not _prefill.pays(x.shape[0], shape[0], prepared["low"].shape[1]):
         y = torch.nn.functional.linear(less, matrix(prepared, format, shape))
         return (y.float() * prepared["scale"]).to(x.dtype)
     y = torch.empty(x.shape[0], shape[0], dtype=x.dtype, device=x.device)

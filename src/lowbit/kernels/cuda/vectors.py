@@ -35,8 +35,7 @@ SCALES = {"half", "bf16"}
 
 def supports(format: Format, shape: tuple[int, int], device: torch.device, dtype: torch.dtype, tokens: int) -> str:
     """ "" when this kernel takes the layer, else the reason."""
-    told = _build.not_hopper(device) or _build.missing() or refusal(format, shape, dtype)
-    return told or _build.unproven("codes of eight weights: no GPU has run them yet")
+    return _build.not_hopper(device) or _build.missing() or refusal(format, shape, dtype)
 
 
 def refusal(format: Format, shape: tuple[int, int], dtype: torch.dtype) -> str:
