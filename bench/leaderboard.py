@@ -1,12 +1,12 @@
 """leaderboard - every method at every size on lowbit-tiny: measures the sentences, then writes the page and its picture.
 
-    python bench/leaderboard.py run DATA [--device cuda] [--jobs 6] [--limit SECONDS] [--calibration FILE] [--samples 64]
+    python bench/leaderboard.py run DATA [--device cuda] [--jobs 6] [--limit SECONDS] [--calibration TEXT] [--samples 64]
                                 [SENTENCE ...]
     python bench/leaderboard.py page
 
 DATA: a folder with calibration.txt, evaluation-books.txt, evaluation-docs.txt and wikitext2-test.txt. 64 windows calibrate, 32
-of each text evaluate; another FILE or more windows are said in a row's name. Each sentence runs in a process of its own, so
-seconds on a GPU are those beside the other jobs.
+of each text evaluate; another TEXT (as of lowbit quantize) or more windows are said in a row's name. Each sentence runs in a
+process of its own, so seconds on a GPU are those beside the other jobs.
 Sentences that differ only in their finishers ("gptaq(int4-g128) + kl_tuning", "gptaq(int4-g128) + kl_rounding") share a
 process: the second run takes up the first one's blocks, as a run that was killed would.
 """
@@ -59,7 +59,7 @@ Quality, size and time by sentence on lowbit-tiny, by the protocol of [Measuring
 TABLE = ["| sentence | bits | books | docs | wikitext2 | seconds |", "|---|--:|--:|--:|--:|--:|"]
 
 
-def one(sentences: list[str], data: Path, device: str, calibration: Path, samples: int) -> None:
+def one(sentences: list[str], data: Path, device: str, calibration: str, samples: int) -> None:
     """Quantize by sentences that differ at most in their finishers, measure, keep the rows."""
     import torch
 
@@ -78,7 +78,7 @@ def one(sentences: list[str], data: Path, device: str, calibration: Path, sample
             if number:
                 _take_up(blocks, out.with_name(f"{number}.partial"), sentence)
             with _kept(blocks) as moment:
-                asked = {"calibration": str(calibration), "samples": samples, "device": device}
+                asked = {"calibration": calibration, "samples": samples, "device": device}
                 lowbit.quantize(str(MODEL), sentence, out=str(out), **asked)  # type: ignore[arg-type]
             seconds = taken + time.perf_counter() - start
             taken = taken or moment[0] - start if moment else 0.0
@@ -86,8 +86,9 @@ def one(sentences: list[str], data: Path, device: str, calibration: Path, sample
                 model = dense(load(str(out), device=device, bits=rate), device)
                 size = measure.bits_per_weight(load(str(out), bits=rate))
                 found = {Path(n).stem: measure.divergence(model.float(), t, reference).summary() for n, t in texts.items()}
-                other = calibration != data / "calibration.txt" or samples != SAMPLES
-                told = f"{sentence}, {samples} windows of {calibration.stem}" if other else sentence
+                other = calibration != str(data / "calibration.txt") or samples != SAMPLES
+                text = "+".join(Path(name).stem for name in calibration.split("+"))
+                told = f"{sentence}, {samples} windows of {text}" if other else sentence
                 _keep(told + (f", read at {rate} bits" if rate else ""), size, seconds, samples, found)
 
 
@@ -254,16 +255,16 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--limit", type=float, default=3600)
-    parser.add_argument("--calibration", type=Path)
+    parser.add_argument("--calibration")
     parser.add_argument("--samples", type=int, default=SAMPLES)
     asked = parser.parse_intermixed_args()
-    calibration = asked.calibration or (asked.data or Path()) / "calibration.txt"
+    calibration = asked.calibration or str((asked.data or Path()) / "calibration.txt")
     if asked.action == "page":
         page()
     elif asked.action == "one":
         one(asked.sentences, asked.data, asked.device, calibration, asked.samples)
     else:
-        options = ["--device", asked.device, "--calibration", str(calibration), "--samples", str(asked.samples)]
+        options = ["--device", asked.device, "--calibration", calibration, "--samples", str(asked.samples)]
         run(asked.data, options, asked.jobs, asked.limit, asked.sentences or list(SENTENCES))
 
 

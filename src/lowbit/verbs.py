@@ -35,7 +35,8 @@ def quantize(
 ) -> Result:
     """Quantize a model into the folder `out` (default: the model's name with the format's).
 
-    calibration: a text or jsonl file, a datasets name, "generated" or "bundled". samples: windows of `length` tokens.
+    calibration: a text or jsonl file, a datasets name, "generated" or "bundled", or several of them as A+B.
+    samples: windows of `length` tokens.
     dry_run: plan only; nothing is read but headers, nothing written. The same call resumes a run that was killed.
     """
     from lowbit.report import card

@@ -17,7 +17,8 @@ Calibration = Annotated[
     str,
     typer.Option(
         metavar="TEXT",
-        help="Text to learn from: a .txt or .jsonl file, a datasets name, 'generated' (the model writes it) or 'bundled'.",
+        help="Text to learn from: a .txt or .jsonl file, a datasets name, 'generated' (the model writes it) or 'bundled'; "
+        "A+B takes windows of both.",
     ),
 ]
 Samples = Annotated[int | None, typer.Option(min=1, help="Calibration windows. [default: 64]", metavar="N", show_default=False)]

@@ -1,7 +1,7 @@
 """pipeline - recipe + checkpoint -> checkpoint, one decoder block at a time; knows no method by name.
 
 source    MODEL (Hub id or folder) -> folder, config, skeleton, architecture
-text      text, jsonl, datasets name, "generated", "bundled" -> windows of tokens
+text      text, jsonl, datasets name, "generated", "bundled", A+B -> windows of tokens
 stream    one block over all windows, paused at each stage so that every stage sees the inputs it will really get
 blocks    one block's weights in, methods applied, one block's packed tensors out
 turned    the whole model in another basis, before its blocks stream; online: what changes inputs while running

@@ -123,9 +123,8 @@ def _allocation(request: Request, source: Source, shares: Shares, room: Path, pr
 def _chosen(request: Request, source: Source, shares: Shares, progress: Progress) -> tuple[list[int], list[dict[str, Any]]]:
     """The option of every group, and what was measured of it."""
     declared, groups = shares.declared, shares.groups
-    name = "bundled" if request.calibration == "generated" else request.calibration
     tokenizer, length = tokenizer_of(source.folder.path), min(declared.length, source.context)
-    tokens = text.spread(text.windows(name, text.read(name), tokenizer, length).tokens, declared.windows)
+    tokens = text.spread(text.calibration(request.calibration, tokenizer, length).tokens, declared.windows)
     names = [[member.name for member in group.members] for group in groups]
     slopes = sensitivity.slopes(source, names, tokens, declared.seed, chosen(request.device), progress)
     errors = [sensitivity.errors(source, members, group.options) for members, group in zip(names, groups, strict=True)]

@@ -55,9 +55,8 @@ class Caching:
         """The constants of all layers that have some, as they are stored. front: begins every window, and needs no scale."""
         if not any(policy and (policy.static or policy.learned) for policy in self.policies):
             return {}
-        name, source = "bundled" if calibration == "generated" else calibration, self.source
-        length = min(LENGTH, source.context)
-        tokens = text.windows(name, text.read(name), tokenizer_of(source.folder.path), length, WINDOWS).tokens
+        source, length = self.source, min(LENGTH, self.source.context)
+        tokens = text.calibration(calibration, tokenizer_of(source.folder.path), length, WINDOWS).tokens
         tokens, self._begin = front.windows(tokens), len(front)
         outer = source.outer(torch.float32, device)
         kwargs, stream = outer.kwargs(length), [outer.enter(row[None]) for row in tokens]

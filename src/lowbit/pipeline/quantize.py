@@ -137,8 +137,7 @@ class Run:
 
     def admit(self, result: Result) -> None:
         """Refuse what cannot end well before any work. Raises CalibrationError, CheckpointError, CapacityError."""
-        if self.request.calibration != "generated":
-            text.check(self.request.calibration)
+        text.admit(self.request.calibration)
         admission.place(self.out, result.bytes)
         need, have = result.outlook["peak_memory"], available_memory(self.device)
         if need > have:
@@ -149,10 +148,12 @@ class Run:
         """The calibration windows."""
         name, folder = self.request.calibration, self.source.folder.path
         tokenizer = tokenizer_of(folder)
-        if name == "generated":
+
+        def write(count: int) -> text.Windows:
             model = load(folder, device=self.device)
-            return text.generated(model, tokenizer, self.length, self.samples, self.request.seed)
-        found = text.windows(name, text.read(name), tokenizer, self.length, self.samples)
+            return text.generated(model, tokenizer, self.length, count, self.request.seed)
+
+        found = text.calibration(name, tokenizer, self.length, self.samples, write)
         if self.request.samples and len(found.tokens) < self.samples:
             self.progress.say(f"{name}: {len(found.tokens)} windows of {self.length} tokens, {self.samples} were asked for")
         return found

@@ -1,7 +1,8 @@
-"""text - a text, a jsonl file, a `datasets` name, "generated" or "bundled" -> windows of tokens.
+"""text - a text, a jsonl file, a `datasets` name, "generated", "bundled", or several of them joined by + -> windows of tokens.
 
 Idea      One rule for calibration and evaluation (DESIGN.md section 8): the whole text is tokenized once; a window is the
-          beginning-of-text token, where the tokenizer has one, followed by the next tokens; windows do not overlap.
+          beginning-of-text token, where the tokenizer has one, followed by the next tokens; windows do not overlap. Of several
+          texts each gives the same number of windows, or all that it has.
 Defaults  64 windows of 2048 tokens, or of the model's context when that is shorter.
 Traps     A text shorter than one window is an error, not a short window: a second moment of few tokens has no rank.
 """
@@ -9,6 +10,7 @@ Traps     A text shorter than one window is an error, not a short window: a seco
 import hashlib
 import importlib.util
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -21,6 +23,7 @@ from lowbit.core.errors import CalibrationError
 from lowbit.pipeline import tokenizing
 
 BUILT_IN = ("bundled", "pydoc")
+GENERATED = "generated"
 SAMPLES = 64
 LENGTH = 2048
 
@@ -56,6 +59,34 @@ def read(name: str, room: str = "pipeline") -> str:
     return _dataset(name)
 
 
+def several(name: str) -> list[str]:
+    """The texts that A+B names; a file whose own name has a + is one."""
+    return [name] if Path(name).is_file() else name.split("+")
+
+
+def admit(name: str) -> None:
+    """Refuse what can be no calibration text, before any is read. Raises CalibrationError."""
+    for one in several(name):
+        if one != GENERATED:
+            check(one)
+
+
+def calibration(
+    name: str, tokenizer: Any, length: int, count: int | None = None, write: Callable[[int], Windows] | None = None
+) -> Windows:
+    """At most `count` windows of the texts that `name` tells. write: makes so many of "generated" ones (None: the bundled
+    text stands for them). Raises CalibrationError."""
+    names, found = several(name), list[Tensor]()
+    share = None if count is None else -(-count // len(names))
+    for one in names:
+        if one == GENERATED and write and share:
+            found.append(write(share).tokens)
+            continue
+        one = "bundled" if one == GENERATED else one
+        found.append(windows(one, read(one), tokenizer, length, share).tokens)
+    return Windows(name, torch.cat(found)[:count])
+
+
 def check(name: str, room: str = "pipeline") -> None:
     """Refuse what can be no text, before any is read. room: as of `read`. Raises CalibrationError."""
     path = Path(name)
@@ -63,7 +94,7 @@ def check(name: str, room: str = "pipeline") -> None:
         return
     if path.suffix in {".txt", ".jsonl", ".md"} or name.startswith((".", "/", "~")) or "/" not in name:
         kind = "this is a folder" if path.is_dir() else "there is no such file"
-        other = "generated" if room == "pipeline" else "pydoc"
+        other = GENERATED if room == "pipeline" else "pydoc"
         raise CalibrationError(f"{name}: {kind}. Give a text or jsonl file, 'bundled', '{other}' or a datasets name.")
     if importlib.util.find_spec("datasets") is None:
         fact = "no such file, and a datasets name needs the package 'datasets'"
@@ -165,4 +196,4 @@ def generated(model: Any, tokenizer: Any, length: int, count: int, seed: int, ba
                 pad_token_id=start,
             )
         rows.append(out.cpu())
-    return Windows("generated", torch.cat(rows))
+    return Windows(GENERATED, torch.cat(rows))
