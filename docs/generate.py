@@ -109,9 +109,18 @@ def settings(tree: ast.Module) -> Iterator[str]:
         fields = {name: a for name, a in fields.items() if not ast.unparse(a.annotation).startswith("ClassVar")}
         told = ast.literal_eval(needs.value) if needs and needs.value else ()
         yield f"*{kinds[0].capitalize()}*" + (f", needs {', '.join(f'`{n}`' for n in told)}." if told else ".")
+        yield from taken(node)
         if fields:
             rows = [f"| {code(n)} | {code(a.annotation)} | {code(a.value) if a.value else ''} |" for n, a in fields.items()]
             yield "\n".join(["| setting | type | default |", "|---|---|---|", *rows])
+
+
+def taken(node: ast.ClassDef) -> Iterator[str]:
+    """For a method that is not made for all formats: what those have that it takes, with examples."""
+    for line in node.body:
+        if isinstance(line, ast.AnnAssign) and ast.unparse(line.target) == "takes" and isinstance(line.value, ast.Call):
+            have, examples = map(ast.literal_eval, line.value.args[:2])
+            yield f"Takes formats with {have}, as {', '.join(f'`{name}`' for name in examples)}."
 
 
 def code(what: str | ast.AST) -> str:

@@ -136,11 +136,6 @@ def test_svid_is_the_first_pair_of_singular_vectors() -> None:
     assert stored_bits(found) == pytest.approx(1 + 16 / 96 + 16 / 160, abs=1e-6)
 
 
-def test_onebit_wants_its_side() -> None:
-    with pytest.raises(FormatError, match=r"onebit\(binary-row\).*Use binary-row-svid"):
-        get("onebit")().solve(gaussian(), Stats(), formats.parse("binary-row"))  # type: ignore[attr-defined]
-
-
 # ---- SpQR's scales
 
 
@@ -179,12 +174,6 @@ def test_ternary_scales_are_refitted_to_the_output() -> None:
 def test_saliency_without_a_factor_is_that_of_the_diagonal() -> None:
     diagonal = torch.diag(torch.tensor([4.0, 1.0, 9.0]))
     assert torch.allclose(damping.salience(diagonal, 0.0), torch.tensor([16.0, 1.0, 81.0]))
-
-
-def test_kept_entries_need_a_side() -> None:
-    for name in ("spqr", "pb_llm"):
-        with pytest.raises(FormatError, match=f"{name}.int3-g16.: the format has no place for single weights"):
-            rounded(name, "int3-g16")
 
 
 def test_format_names() -> None:

@@ -81,9 +81,7 @@ def test_the_plan_knows_how_inputs_are_rounded() -> None:
         "rtn(int8-row) + act(int8-g32, static=true, observer=mse)": (FormatError, "Use minmax for groups"),
         "rtn(int8-row) + act(int8-tensor, beyond=6)": (FormatError, "out of a token's scale"),
         "quik(int4-row-keep16) + act(int8-tensor, static=true)": (RecipeError, "stored scale is found before keep16"),
-        "atom(int4-row)": (RecipeError, "^atom\\(int4-row\\): the format has no 8-bit columns. Use int4-row-byte128.$"),
-        "onebit(int4-row)": (RecipeError, "the format has no factor for each input. Use int4-row-svid"),
-        "hqq(int4-row)": (RecipeError, "no zero to fit. Use one such as int4-g64-asym"),
+        "rtn(int8-row) + act(int8-token) + act(int8-token, clip=0.9)": (RecipeError, "takes every layer of act"),
     }
     for sentence, (kind, words) in refusals.items():
         with pytest.raises(kind, match=words):
@@ -433,16 +431,19 @@ def test_kept_columns_make_up_for_the_rest() -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "message"),
+    ("method", "side"),
     [
-        ("quik", r"quik\(int4-g64\): the format has no columns beside its grid\. Use int4-g64-keep64"),
-        ("atom", r"atom\(int4-g64\): the format has no 8-bit columns\. Use int4-g64-byte128"),
-        ("rptq", r"rptq\(int4-g64\): the format has no order\. Use int4-g64-order"),
-        ("lqer", r"lqer\(int4-g64\): the format has no low-rank part\. Use int4-g64-rank16"),
-        ("qera", r"qera\(int4-g64\): the format has no low-rank part\. Use int4-g64-rank16"),
-        ("zeroquant_v2", r"zeroquant_v2\(int4-g64\): the format has no low-rank part\. Use int4-g64-rank8"),
+        ("quik", "keep64"),
+        ("atom", "byte128"),
+        ("rptq", "order"),
+        ("lqer", "rank16"),
+        ("qera", "rank16"),
+        ("zeroquant_v2", "rank8"),
+        ("onebit", "svid"),
+        ("pb_llm", "salient10"),
+        ("spqr", "sparse0.5"),
     ],
 )
-def test_a_format_without_the_side_of_its_method(method: str, message: str) -> None:
-    with pytest.raises(FormatError, match=message):
+def test_a_format_without_the_side_of_its_method(method: str, side: str) -> None:
+    with pytest.raises(FormatError, match=rf"^int4-g64: only formats with .* are taken\. Use int4-g64-{side}\.$"):
         methods.get(method)().solve(torch.randn(8, 64), Stats(), formats.parse("int4-g64"))  # type: ignore[attr-defined]

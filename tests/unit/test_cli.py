@@ -140,7 +140,11 @@ def test_usage_errors(lowbit, arguments, code, message):
             "group 100 does not divide 128 inputs. Use int8-token.",
         ),
         (["README.md"], 3, "error: README.md: this is a file. Give a model folder or a Hub id."),
-        (["MODEL", "atom(int4-g64)"], 2, "error: atom(int4-g64): the format has no 8-bit columns. Use int4-g64-byte128."),
+        (
+            ["MODEL", "atom(int4-g64)"],
+            2,
+            "error: atom(int4-g64): only formats with 8-bit columns are taken. Use int4-g64-byte128.",
+        ),
         (["MODEL", "--device", "gpu"], 2, "error: device 'gpu': there is no such kind. Use cpu, cuda or cuda:N."),
         (["MODEL", "--device", "cuda:99"], 2, "error: device 'cuda:99': this machine has"),
         (

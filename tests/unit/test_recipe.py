@@ -359,6 +359,68 @@ def test_plan_errors(sentence, kind, message):
     assert str(error.value) == message
 
 
+TABLE = "only formats with a table of values for each row are taken. Use lut4-row, lut3-row or lut2-row."
+BOOKS = "only formats with learned codebooks are taken. Use aqlm2x8, aqlm1x16 or aqlm2x16."
+VECTORS = "only formats with vectors of several weights of a row are taken. Use e8p2, e8p3 or higgs2x256."
+TRIED = "only formats with codes found at once, since matrices are rounded many times, are taken. Use int4-g128 or e8p2."
+
+
+@pytest.mark.parametrize(
+    ("step", "reason"),
+    [
+        ("lnq(int4-g128)", TABLE),
+        ("squeezellm(int4-g128)", TABLE),
+        ("aqlm(e8p2)", BOOKS),
+        ("higgs(int4-g128)", "only formats with one of its grids for Gaussian weights are taken. Use higgs2x256 or higgs2x16."),
+        ("quip_sharp(int4-g128)", VECTORS),
+        ("quip_sharp(trellis2)", VECTORS),
+        ("qtip(e8p2)", "only formats with a trellis code are taken. Use trellis2 or trellis_short2."),
+        ("billm(int4-g128)", "only formats with signs and two sizes for each group are taken. Use billm-g128."),
+        ("pb_llm(int4-g128)", "only formats with room for single weights are taken. Use int4-g128-salient10."),
+        ("spqr(e8p2-sparse1)", "only formats with a code for each weight are taken. Use int3-g16-bilevel-sparse0.5."),
+        ("lqer(int4-g128-rank8-had)", "only formats with a low-rank part and no other side are taken. Use int4-g128-rank16."),
+        ("atom(int4-g128)", "only formats with 8-bit columns are taken. Use int4-g128-byte128."),
+        ("onebit(int4-row)", "only formats with a factor for each input are taken. Use int4-row-svid."),
+        (
+            "hqq(int4-row)",
+            "only formats with a zero for each group of a row are taken. Use int4-g64-asym or int4-g64-floatzero.",
+        ),
+        ("awq(trellis2)", TRIED),
+        ("awq + rtn(trellis2)", TRIED),
+        ("flatquant + gptq(trellis2)", TRIED),
+    ],
+)
+def test_a_method_takes_the_formats_that_it_is_made_for(step, reason):
+    with pytest.raises(RecipeError) as error:
+        plan(step)
+    assert str(error.value) == f"{step}: {reason}"
+
+
+def test_a_method_without_a_format_is_told_one_of_its_own():
+    for method, example in (("squeezellm", "lut4-row"), ("budget(bits=3.0) + aqlm", "aqlm2x8"), ("press", "int4-g128")):
+        with pytest.raises(RecipeError, match=rf"no format to round to. Write \w+\({example}\)"):
+            plan(method)
+    assert str(Recipe.parse("budget(3) + hqq")) == "budget(bits=3.0) + hqq"
+
+
+@pytest.mark.parametrize(
+    "steps",
+    ["smooth + smooth(grid=3)", "spin@mlp + spin@layers.0", "quarot + quarot(seed=1)", "prefixquant + prefixquant(most=2)"],
+)
+def test_nothing_is_transformed_twice(steps):
+    first, second = steps.split(" + ")
+    with pytest.raises(RecipeError) as error:
+        plan(f"{steps} + rtn(int8-row)")
+    told = f"{first} and {second} would change the same layers twice. Keep one of them."
+    assert str(error.value) == f"{steps} + rtn(int8-row): {told}"
+
+
+def test_one_transform_for_each_part_and_others_beside_it():
+    assert len(plan("spin@mlp + spin@attn + smooth + rtn(int8-row)").targets["model.layers.0.mlp.up_proj"].transforms) == 2
+    with pytest.raises(RecipeError, match=r"kv\(int8\) takes every layer of kv\(int4\)"):
+        plan("rtn(int8-row) + kv(int4) + kv(int8)")
+
+
 @pytest.mark.parametrize("name", [n for n in methods.shelf.names() if n not in TOYS])
 def test_sentences_of_every_method(name):
     suite.check_sentence(name)

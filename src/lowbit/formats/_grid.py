@@ -1,5 +1,6 @@
 """_grid - a format fitted to one matrix, and one matrix in codes."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from lowbit import layouts, sides
 from lowbit.core.shelf import Shelf
+from lowbit.dtypes import Element
 
 if TYPE_CHECKING:
     from lowbit.formats._format import Format
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
 shelf = Shelf("lowbit.formats", "format")
 Parts = dict[str, Tensor]
 """What is stored beside the codes, by standard name: "scale", "zero", "global_scale", ..."""
+Near = Callable[[Element, Tensor], Tensor]
+"""An element and numbers [out, in] in its units -> codes, as `Element.encode` gives them."""
 
 
 class Grid:
@@ -53,8 +57,8 @@ class Grid:
         """The zero of every weight [out, in], or None."""
         return None if self.zero is None else self._full(self.zero, slice(None))
 
-    def encode(self, weight: Tensor) -> Tensor:
-        """Nearest codes, uint8."""
+    def encode(self, weight: Tensor, near: Near | None = None) -> Tensor:
+        """Nearest codes, uint8. near: a faster search for an element's codes than its own."""
         weight = weight.float()
         for name in reversed(self.format.sides):
             weight = sides.get(name).into(weight, self.parts)
@@ -62,8 +66,9 @@ class Grid:
         if hasattr(rule, "encode"):
             codes: Tensor = rule.encode(self.format, self.parts, weight)
             return codes
-        x = weight / self.full_scale
-        return self.format.dtype.encode(x if self.full_zero is None else x + self.full_zero)
+        x, element = weight / self.full_scale, self.format.dtype
+        x = x if self.full_zero is None else x + self.full_zero
+        return near(element, x) if near else element.encode(x)
 
     def inner(self, codes: Tensor, rows: slice = slice(None)) -> Tensor:
         """The values of the codes of some rows inside the sides, float32. rows: whole steps."""
@@ -83,9 +88,9 @@ class Grid:
             values = sides.get(name).decode(values, self.parts)
         return values
 
-    def quantize(self, weight: Tensor) -> "Quantized":
-        """Round every weight to its nearest value."""
-        return Quantized(self.format, self.encode(weight), self.parts, self.shape)
+    def quantize(self, weight: Tensor, near: Near | None = None) -> "Quantized":
+        """Round every weight to its nearest value. near: as of `encode`."""
+        return Quantized(self.format, self.encode(weight, near), self.parts, self.shape)
 
 
 @dataclass

@@ -8,7 +8,8 @@ the statistics it wants (files of lowbit.statistics). It has exactly one verb:
     finish(self, model: Model) -> None    finisher: trains the whole model once all blocks are done
 A method may also have `turn(self, turning, learned) -> None`: it puts the whole model into another basis before its blocks
 stream, alone or beside its verb (Turner); and `around(self, linear) -> str`: the side of its format that a linear gets;
-and `refusal(self, format) -> str`: why it cannot round to or train a format, which ends a run before it begins;
+and `takes`: the formats that it is made for (_taken.py), or `refusal(self, format) -> str`: why it cannot round to, prepare for
+or train a format; others end a run before it begins;
 and `prefix(self, tokens, reach, first) -> ids`: the tokens that shall begin every sequence (Prefixing).
 Declarations (act, kv, budget) have none: they set formats in the plan. A field `format: str` names what the method quantizes
 to; in a transform it is the format that it prepares for, in a tuner the one that `start`, a solver, rounds to before it.
@@ -22,7 +23,9 @@ from typing import ClassVar
 from lowbit.core.chain import Link
 from lowbit.core.errors import RecipeError
 from lowbit.core.shelf import Shelf
+from lowbit.formats import Format
 from lowbit.methods._settings import Count, Range, Share, check
+from lowbit.methods._taken import Taken
 from lowbit.methods._verbs import Finisher, Linear, Prefixing, Solver, Transform, Tuner, Turner
 from lowbit.methods._work import Block, Model, Study
 
@@ -36,10 +39,15 @@ shelf = Shelf(__name__, "method")
 
 class Method(Link):
     """Base of all methods. needs: names of statistics. stacks: whether it rounds each row for itself, by statistics of the
-    inputs alone, so that matrices of one input may come as one, rows under rows."""
+    inputs alone, so that matrices of one input may come as one, rows under rows. takes: formats it is made for; None: all."""
 
     needs: ClassVar[tuple[str, ...]] = ()
     stacks: ClassVar[bool] = False
+    takes: ClassVar[Taken | None] = None
+
+    def refusal(self, format: Format) -> str:
+        """Why it cannot round to, prepare for or train `format`; "" where it can."""
+        return self.takes.refusal(format) if self.takes else ""
 
 
 VERBS = ("rewrite", "solve", "tune", "finish", "turn")

@@ -80,7 +80,7 @@ class Study:
 
     model: rounds inputs and changes them as its formats say; original: the same weights, without that. tokens: [windows,
     length]. formats, activations, parts (of sides ahead): of linears by full name. rounded: those whose solver looks at no
-    inputs. say: tells the reader a line.
+    inputs, and whose codes are found at once. say: tells the reader a line.
     """
 
     model: Any

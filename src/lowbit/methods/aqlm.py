@@ -10,7 +10,7 @@ Figures   lowbit-tiny, 8 windows of 1024 tokens, KL in milli-nats on bundled / p
           aqlm2x8, 2.33 bits of which 0.3 are codebooks: 661 / 550; quip_sharp(e8p2), 2.07 bits: 787 / 593. Synthetic layer,
           relative loss after 0, 1, 2, 4, 8 rounds: 0.069, 0.031, 0.022, 0.018, 0.016.
 Traps     Codebooks count: 8 KiB a matrix for aqlm2x8, 1 MiB for aqlm1x16; the report says where they outweigh the codes. Other
-          formats: aqlm(e8p2) is quip_sharp, aqlm(int4-g128) is gptq.
+          formats are refused: with e8p2 it would be quip_sharp, with int4-g128 gptq.
 """
 
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from lowbit.formats import Format, Quantized
 from lowbit.methods import Count, Method
+from lowbit.methods._taken import Formats
 from lowbit.solvers import codebooks, grid
 from lowbit.statistics import Stats
 
@@ -33,6 +34,9 @@ class AQLM(Method):
     rounds: Count = 8
 
     needs: ClassVar[tuple[str, ...]] = ("second_moment",)
+    takes: ClassVar[Formats] = Formats(
+        "learned codebooks", ("aqlm2x8", "aqlm1x16", "aqlm2x16"), lambda format: format.rule == "aqlm"
+    )
 
     def solve(self, weight: Tensor, stats: Stats, format: Format) -> Quantized:
         moment = stats.get("second_moment")

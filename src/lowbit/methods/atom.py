@@ -17,7 +17,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from lowbit.formats import Format, Quantized
-from lowbit.methods import Method, _sided
+from lowbit.methods import Method
+from lowbit.methods._taken import Sided
 from lowbit.sides.byte import Byte
 from lowbit.solvers import columns, grid
 from lowbit.statistics import Stats
@@ -32,12 +33,10 @@ class Atom(Method):
     sweeps: int = 3
 
     needs: ClassVar[tuple[str, ...]] = ("second_moment",)
-
-    def refusal(self, format: Format) -> str:
-        return _sided.refusal(Byte, format, "8-bit columns", "byte128")
+    takes: ClassVar[Sided[Byte]] = Sided("8-bit columns", ("int4-g128-byte128",), Byte)
 
     def solve(self, weight: Tensor, stats: Stats, format: Format) -> Quantized:
-        side = _sided.only(Byte, self, format)
+        side = self.takes.of(format)
         moment = stats.get("second_moment")
         if moment is None or not stats.tokens:
             return grid.unseen(weight, format, "columns of largest weights kept, rtn(search=mse)")

@@ -18,7 +18,7 @@ Traps     The paper's second step, clipping by the outputs' error, is a choice o
           rtn(search=weighted) or gptq make it. rtn(search=mse) does not know the inputs: 53.1 / 66.0 / 111.8 at int4.
           Grouped queries: the reference leaves v -> o out; here a value channel takes the greatest of its query heads' means.
           Also dividing s by the weights' own size ("duo scaling") doubles the time and gained nothing (47.4 / 60.2 / 101.8).
-          An expert that saw no token keeps its scales.
+          An expert that saw no token keeps its scales. Trellises are refused: each trial would search for all codes.
 """
 
 from collections.abc import Iterator
@@ -33,6 +33,7 @@ from lowbit.architectures import Fold
 from lowbit.core import ranks
 from lowbit.core.errors import ArchitectureError, CalibrationError
 from lowbit.methods import Block, Count, Method
+from lowbit.methods._taken import AT_ONCE, Formats
 from lowbit.statistics import Stats
 from lowbit.transforms import fold as folding
 
@@ -50,6 +51,7 @@ class AWQ(Method):
     windows: Count = 2
 
     needs: ClassVar[tuple[str, ...]] = ("mean_magnitude",)
+    takes: ClassVar[Formats] = AT_ONCE
     needs_folds: ClassVar[bool] = True
 
     @torch.no_grad()

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lowbit.formats import Format, Grid, Quantized
 from lowbit.methods import Method
+from lowbit.methods._taken import Formats
 from lowbit.solvers import damping, grid
 from lowbit.statistics import Stats
 
@@ -30,6 +31,9 @@ class BiLLM(Method):
     sweeps: int = 3
 
     needs: ClassVar[tuple[str, ...]] = ("second_moment",)
+    takes: ClassVar[Formats] = Formats(
+        "signs and two sizes for each group", ("billm-g128",), lambda format: format.rule == "billm"
+    )
 
     def solve(self, weight: Tensor, stats: Stats, format: Format) -> Quantized:
         moment = stats.get("second_moment")

@@ -23,6 +23,7 @@ from lowbit.core.errors import CalibrationError
 from lowbit.formats import Format
 from lowbit.kernels.activation import fake
 from lowbit.methods import Block, Count, Linear, Method
+from lowbit.methods._taken import AT_ONCE, Formats
 from lowbit.sides import Parts, _kronecker
 from lowbit.solvers import tuning
 from lowbit.solvers.trained import Trained, through
@@ -77,6 +78,7 @@ class FlatQuant(Method):
     rate: float = 0.005
 
     needs: ClassVar[tuple[str, ...]] = ("max_magnitude",)
+    takes: ClassVar[Formats] = AT_ONCE
 
     def around(self, linear: Linear) -> str:
         """The side of one linear."""

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lowbit.formats import Format, Quantized
 from lowbit.methods import Method
+from lowbit.methods._taken import Formats
 from lowbit.solvers import grid
 from lowbit.statistics import Stats
 
@@ -30,6 +31,9 @@ class HIGGS(Method):
     format: str = ""
 
     needs: ClassVar[tuple[str, ...]] = ()
+    takes: ClassVar[Formats] = Formats(
+        "one of its grids for Gaussian weights", ("higgs2x256", "higgs2x16"), lambda format: format.element.startswith("higgs")
+    )
 
     def solve(self, weight: Tensor, stats: Stats, format: Format) -> Quantized:
         return grid.nearest(weight, format, search=True)

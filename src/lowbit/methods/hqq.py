@@ -22,6 +22,7 @@ from torch import Tensor
 from lowbit.core.errors import FormatError
 from lowbit.formats import Format, Grid, Quantized
 from lowbit.methods import Count, Method, Share
+from lowbit.methods._taken import Formats
 from lowbit.solvers import grid
 from lowbit.statistics import Stats
 
@@ -37,10 +38,11 @@ class HQQ(Method):
     iterations: Count = 20
 
     needs: ClassVar[tuple[str, ...]] = ()
-
-    def refusal(self, format: Format) -> str:
-        fits = format.zero and format.group[0] == 1
-        return "" if fits else "a group of this format has no zero to fit. Use one such as int4-g64-asym"
+    takes: ClassVar[Formats] = Formats(
+        "a zero for each group of a row",
+        ("int4-g64-asym", "int4-g64-floatzero"),
+        lambda format: bool(format.zero) and format.group[0] == 1,
+    )
 
     def solve(self, weight: Tensor, stats: Stats, format: Format) -> Quantized:
         reason, start = self.refusal(format), format.fit(weight, search=False)

@@ -8,7 +8,7 @@ Defaults  sweeps 4 (the paper: 3 rounds of 4 sweeps from SqueezeLLM's nearest va
 Figures   lowbit-tiny, 8 windows of 1024 tokens, KL in milli-nats on bundled / pydoc (4 windows):
           lut3-row, 3.28 bits: 209 / 183; squeezellm 261 / 209; gptq(int3-g128), 3.13 bits: 248 / 193.
           Synthetic layer, relative loss: lut3-row 0.0070, squeezellm 0.0181; gptq(int3-row) 0.0108.
-Traps     Formats without tables get their scales refitted instead: lnq(int4-g128) is gptq.
+Traps     Without tables it would be gptq: other formats are refused.
 """
 
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lowbit.formats import Format, Quantized
 from lowbit.methods import Method
+from lowbit.methods._taken import Formats
 from lowbit.solvers import grid, tables
 from lowbit.statistics import Stats
 
@@ -31,6 +32,9 @@ class LNQ(Method):
     sweeps: int = 4
 
     needs: ClassVar[tuple[str, ...]] = ("second_moment",)
+    takes: ClassVar[Formats] = Formats(
+        "a table of values for each row", ("lut4-row", "lut3-row", "lut2-row"), lambda format: format.rule == "lut"
+    )
 
     def solve(self, weight: Tensor, stats: Stats, format: Format) -> Quantized:
         moment = stats.get("second_moment")

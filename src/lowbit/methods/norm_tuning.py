@@ -14,7 +14,6 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from lowbit.formats import Format
 from lowbit.methods import Block, Count, Method, _training
 from lowbit.solvers import trained, tuning
 
@@ -28,9 +27,6 @@ class NormTuning(Method):
     rate: float = 0.001
 
     needs: ClassVar[tuple[str, ...]] = ()
-
-    def refusal(self, format: Format) -> str:
-        return ""
 
     def tune(self, block: Block, inputs: list[Tensor], targets: list[Tensor]) -> None:
         floats = trained.floats(block.module, self.rate, block.stored)

@@ -15,7 +15,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from lowbit.formats import Format, Quantized
-from lowbit.methods import Method, _sided
+from lowbit.methods import Method
+from lowbit.methods._taken import Sided
 from lowbit.sides.svid import Svid
 from lowbit.solvers import grid
 from lowbit.statistics import Stats
@@ -28,12 +29,10 @@ class OneBit(Method):
     format: str = "binary-row-svid"
 
     needs: ClassVar[tuple[str, ...]] = ()
-
-    def refusal(self, format: Format) -> str:
-        return _sided.refusal(Svid, format, "factor for each input", "svid")
+    takes: ClassVar[Sided[Svid]] = Sided("a factor for each input", ("binary-row-svid",), Svid)
 
     def solve(self, weight: Tensor, stats: Stats, format: Format) -> Quantized:
-        _sided.only(Svid, self, format)
+        self.takes.of(format)
         parts, inner = format.begin(weight)
         fitted = format.core.fit(inner, parts["input_vector"].float().square())
         found = Quantized(format, fitted.encode(inner), fitted.parts | parts, fitted.shape)

@@ -21,6 +21,7 @@ from lowbit.architectures import Fold
 from lowbit.core.errors import CalibrationError
 from lowbit.kernels.activation import fake
 from lowbit.methods import Block, Count, Linear, Method, _inputs
+from lowbit.methods._taken import AT_ONCE, Formats
 from lowbit.statistics import Stats
 from lowbit.transforms import fold as folding
 
@@ -37,6 +38,7 @@ class OSPlus(Method):
     shift: bool = True
 
     needs: ClassVar[tuple[str, ...]] = ("max_magnitude",)
+    takes: ClassVar[Formats] = AT_ONCE
     needs_folds: ClassVar[bool] = True
 
     def around(self, linear: Linear) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lowbit.formats import Format, Quantized
 from lowbit.methods import Method
+from lowbit.methods._taken import Sided
 from lowbit.solvers import damping, grid, kept
 from lowbit.statistics import Stats
 
@@ -30,9 +31,15 @@ class PBLLM(Method):
     sweeps: int = 3
 
     needs: ClassVar[tuple[str, ...]] = ("second_moment",)
+    takes: ClassVar[Sided[kept.Keeper]] = Sided(
+        "room for single weights",
+        ("binary-g128-salient10",),
+        kept.Keeper,  # type: ignore[type-abstract]
+        single=True,
+    )
 
     def solve(self, weight: Tensor, stats: Stats, format: Format) -> Quantized:
-        side, moment = kept.keeper("pb_llm", format, "salient10"), stats.get("second_moment")
+        side, moment = self.takes.of(format), stats.get("second_moment")
         if moment is None or not stats.tokens:
             return grid.unseen(weight, format, "largest weights kept, rtn(search=mse)")
         given = grid.problem(moment, stats.tokens)

@@ -14,7 +14,6 @@ Traps     Not yet measured on a whole model but a tiny random one. 18 bytes of m
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lowbit.formats import Format
 from lowbit.methods import Count, Method, Model, Share, _training
 from lowbit.solvers import tuning, whole
 from lowbit.solvers.moving import Moving
@@ -34,9 +33,6 @@ class PVTuning(Method):
 
     needs: ClassVar[tuple[str, ...]] = ()
     weight_bytes: ClassVar[int] = 18
-
-    def refusal(self, format: Format) -> str:
-        return ""
 
     def finish(self, model: Model) -> None:
         matrices = {n: Moving(q, self.rate, self.code_rate, self.share) for n, q in model.quantized.items()}

@@ -14,7 +14,8 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from lowbit.formats import Format, Quantized
-from lowbit.methods import Method, _sided
+from lowbit.methods import Method
+from lowbit.methods._taken import Sided
 from lowbit.sides.rank import LowRank
 from lowbit.solvers import damping, grid, ldl, low_rank
 from lowbit.statistics import Stats
@@ -29,12 +30,10 @@ class QERA(Method):
     damp: float = 0.01
 
     needs: ClassVar[tuple[str, ...]] = ("second_moment",)
-
-    def refusal(self, format: Format) -> str:
-        return _sided.refusal(LowRank, format, "low-rank part", "rank16")
+    takes: ClassVar[Sided[LowRank]] = Sided("a low-rank part", ("int4-g128-rank16",), LowRank)
 
     def solve(self, weight: Tensor, stats: Stats, format: Format) -> Quantized:
-        side = _sided.only(LowRank, self, format)
+        side = self.takes.of(format)
         moment = stats.get("second_moment")
         if moment is None or not stats.tokens:
             return grid.unseen(weight, format, "largest singular values kept, rtn(search=mse)")

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lowbit.formats import Format, Quantized
 from lowbit.methods import Method
+from lowbit.methods._taken import Formats
 from lowbit.solvers import grid
 from lowbit.statistics import Stats
 
@@ -31,6 +32,7 @@ class QTIP(Method):
     damp: float = 0.01
 
     needs: ClassVar[tuple[str, ...]] = ("second_moment",)
+    takes: ClassVar[Formats] = Formats("a trellis code", ("trellis2", "trellis_short2"), lambda format: format.step[0] > 1)
 
     def solve(self, weight: Tensor, stats: Stats, format: Format) -> Quantized:
         moment = stats.get("second_moment")

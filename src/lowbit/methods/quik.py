@@ -18,7 +18,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from lowbit.formats import Format, Quantized
-from lowbit.methods import Method, _sided
+from lowbit.methods import Method
+from lowbit.methods._taken import Sided
 from lowbit.sides.keep import Keep
 from lowbit.solvers import columns, grid
 from lowbit.statistics import Stats
@@ -33,12 +34,10 @@ class QUIK(Method):
     sweeps: int = 3
 
     needs: ClassVar[tuple[str, ...]] = ("second_moment", "max_magnitude")
-
-    def refusal(self, format: Format) -> str:
-        return _sided.refusal(Keep, format, "columns beside its grid", "keep64")
+    takes: ClassVar[Sided[Keep]] = Sided("columns beside the grid", ("int4-row-keep64",), Keep)
 
     def solve(self, weight: Tensor, stats: Stats, format: Format) -> Quantized:
-        side = _sided.only(Keep, self, format)
+        side = self.takes.of(format)
         moment, reach = stats.get("second_moment"), stats.get("max_magnitude")
         if moment is None or reach is None or not stats.tokens:
             return grid.unseen(weight, format, "columns of largest weights kept, rtn(search=mse)")

@@ -9,7 +9,7 @@ Source    QuIP# (2402.04396): algorithm 1; scale_override and tune iterations of
 Defaults  load 0.9 (the paper's code), the rms that weights have for the element; 0: what is best without feedback.
 Figures   lowbit-tiny, 8 windows of 1024 tokens, KL in milli-nats on bundled / pydoc (4 windows):
           e8p2, 2.07 bits: 787 / 593, with load=0.0 746 / 597 (errors 80 / 15); gptq(int2-g128), 2.13 bits: 1143 / 936.
-Traps     Any format of vectors will do; one of single numbers is solved as by gptq(order=natural) and keeps its own scales.
+Traps     Any format of fixed vectors will do; others are refused.
 """
 
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lowbit.formats import Format, Grid, Quantized, shelf
 from lowbit.methods import Method
+from lowbit.methods._taken import Formats
 from lowbit.solvers import grid
 from lowbit.statistics import Stats
 
@@ -33,6 +34,11 @@ class QuIPSharp(Method):
     sweeps: int = 3
 
     needs: ClassVar[tuple[str, ...]] = ("second_moment",)
+    takes: ClassVar[Formats] = Formats(
+        "vectors of several weights of a row",
+        ("e8p2", "e8p3", "higgs2x256"),
+        lambda format: format.rule == "gaussian" and format.step[0] == 1,
+    )
 
     def solve(self, weight: Tensor, stats: Stats, format: Format) -> Quantized:
         moment = stats.get("second_moment")
@@ -45,6 +51,6 @@ class QuIPSharp(Method):
         """The grid at which weights have the rms `load`."""
         found = grid.searched(format, weight, moment)
         rule = shelf.get(format.rule)
-        if format.step == (1, 1, 1) or not self.load or not hasattr(rule, "best_rms"):
+        if not self.load or not hasattr(rule, "best_rms"):
             return found
         return Grid(format, rule.rescale(format, found.parts, found.scale * (rule.best_rms(format) / self.load)), found.shape)

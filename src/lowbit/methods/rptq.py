@@ -18,7 +18,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from lowbit.formats import Format, Quantized
-from lowbit.methods import Method, _sided
+from lowbit.methods import Method
+from lowbit.methods._taken import Sided
 from lowbit.sides.order import Order
 from lowbit.solvers import grid
 from lowbit.solvers.grid import Problem
@@ -34,12 +35,10 @@ class RPTQ(Method):
     sweeps: int = 3
 
     needs: ClassVar[tuple[str, ...]] = ("second_moment", "max_magnitude")
-
-    def refusal(self, format: Format) -> str:
-        return _sided.refusal(Order, format, "order", "order")
+    takes: ClassVar[Sided[Order]] = Sided("an order of the inputs", ("int4-g32-order",), Order)
 
     def solve(self, weight: Tensor, stats: Stats, format: Format) -> Quantized:
-        side = _sided.only(Order, self, format)
+        side = self.takes.of(format)
         moment, reach = stats.get("second_moment"), stats.get("max_magnitude")
         if moment is None or reach is None or not stats.tokens:
             return grid.unseen(weight, format, "inputs stay in their order, rtn(search=mse)")

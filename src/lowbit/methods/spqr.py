@@ -22,6 +22,7 @@ from torch import Tensor
 
 from lowbit.formats import Format, Quantized
 from lowbit.methods import Method
+from lowbit.methods._taken import Sided
 from lowbit.solvers import damping, grid, kept, ldl
 from lowbit.solvers.codec import Codec, codec
 from lowbit.solvers.target import trusted
@@ -38,9 +39,15 @@ class SpQR(Method):
     alpha: float = 0.5
 
     needs: ClassVar[tuple[str, ...]] = ("second_moment", "cross_moment")
+    takes: ClassVar[Sided[kept.Keeper]] = Sided(
+        "room for single weights",
+        ("int3-g16-bilevel-sparse0.5",),
+        kept.Keeper,  # type: ignore[type-abstract]
+        single=True,
+    )
 
     def solve(self, weight: Tensor, stats: Stats, format: Format) -> Quantized:
-        side = kept.keeper("spqr", format, "sparse1")
+        side = self.takes.of(format)
         moment, cross = stats.get("second_moment"), stats.get("cross_moment")
         if moment is None or not stats.tokens:
             return grid.unseen(weight, format, "largest weights kept, rtn(search=mse)")

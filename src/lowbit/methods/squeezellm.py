@@ -10,7 +10,7 @@ Defaults  k-means to the end (the paper's code: scikit-learn, at most 50 steps f
 Figures   lowbit-tiny, 64 windows, books / docs / wikitext2: lut3-row 168.7 / 212.6 / 332.1, by diag(H) 169.7 / 218.0 / 349.0.
           With diag(H): lowbit-tiny, 8 windows of 1024 tokens, KL in milli-nats on bundled / pydoc (4 windows):
           lut3-row, 3.28 bits: 261 / 209; lnq 209 / 183.
-Traps     No feedback: methods/lnq.py goes on from here and loses less. Other formats: scales searched with the same weights.
+Traps     No feedback: methods/lnq.py goes on from here and loses less. Other formats are refused.
 """
 
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from lowbit.formats import Format, Quantized
 from lowbit.methods import Method
+from lowbit.methods._taken import Formats
 from lowbit.statistics import Stats
 
 
@@ -31,6 +32,9 @@ class SqueezeLLM(Method):
     format: str = ""
 
     needs: ClassVar[tuple[str, ...]] = ("second_moment", "fisher_diagonal")
+    takes: ClassVar[Formats] = Formats(
+        "a table of values for each row", ("lut4-row", "lut3-row", "lut2-row"), lambda format: format.rule == "lut"
+    )
 
     def solve(self, weight: Tensor, stats: Stats, format: Format) -> Quantized:
         moment, fisher = stats.get("second_moment"), stats.get("fisher_diagonal")

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from lowbit.formats import Format, Quantized
-from lowbit.methods import Method, _sided
+from lowbit.methods import Method
+from lowbit.methods._taken import Sided
 from lowbit.sides.rank import LowRank
 from lowbit.solvers import grid, low_rank
 from lowbit.statistics import Stats
@@ -27,12 +28,10 @@ class ZeroQuantV2(Method):
     format: str = "int4-g128-rank8"
 
     needs: ClassVar[tuple[str, ...]] = ()
-
-    def refusal(self, format: Format) -> str:
-        return _sided.refusal(LowRank, format, "low-rank part", "rank8")
+    takes: ClassVar[Sided[LowRank]] = Sided("a low-rank part", ("int4-g128-rank8",), LowRank)
 
     def solve(self, weight: Tensor, stats: Stats, format: Format) -> Quantized:
-        side = _sided.only(LowRank, self, format)
+        side = self.takes.of(format)
         inner = grid.nearest(weight, format.core, search=False)
         left, right = low_rank.factors(weight.float() - inner.decode(), torch.ones_like(weight[0]).float(), side.rank)
         found = Quantized(format, inner.codes, inner.parts | side.hold(left, right), inner.shape, inner.report)

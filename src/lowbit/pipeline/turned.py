@@ -89,7 +89,8 @@ def study(source: Source, plan: Plan, tokens: Tensor, device: torch.device, prog
     online.hook(model, ahead)
     activations.attach(model, plan.activations, {n: format.inner for n, format in plan.formats.items()}, lambda _: None)
     kept: dict[str, Parts] = {name: parts for name, (_, parts) in ahead.items()}
-    blind = frozenset(t.name for t in plan.rows if not t.solver.needs)
+    # a trellis is searched for minutes: no loss can have it in every step
+    blind = frozenset(t.name for t in plan.rows if not t.solver.needs and t.format.step[0] == 1)
     return Study(model, original, outline(source), tokens, dict(plan.formats), kept, blind, progress.say)
 
 

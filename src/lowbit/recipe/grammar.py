@@ -193,9 +193,10 @@ def _check_turn(recipe: Recipe, number: int) -> None:
 
 def _check_solver(recipe: Recipe, method: Link, selector: str, earlier: list[tuple[Link, str]]) -> None:
     """A solver has a format, or a budget gives it one, and no earlier one rounds the very layers that it covers."""
-    step = step_text(method, selector)
-    if not getattr(method, "format", "") and not any(hasattr(other, "family") for other, _ in recipe.steps):
-        example = f"{name_of(method)}(int4-g128)"
+    step, taken = step_text(method, selector), getattr(method, "takes", None)
+    given = [formats.parse(other.family("")[-1]) for other, _ in recipe.steps if hasattr(other, "family")]
+    if not getattr(method, "format", "") and not any(taken is None or not taken.refusal(format) for format in given):
+        example = f"{name_of(method)}({taken.examples[0] if taken else 'int4-g128'})"
         raise RecipeError(f"{step}: no format to round to. Write {example}; 'lowbit list formats' shows all.")
     for rival, covered in earlier:
         if selector in {"", covered}:

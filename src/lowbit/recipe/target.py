@@ -87,15 +87,22 @@ def decide(recipe: Recipe, linear: Linear) -> Target | None:
     except ShapeError as error:
         out, inputs = linear.shape
         raise ShapeError(f"{step_text(solver)} cannot take {linear.name} [{out}, {inputs}]: {_reason(error)}") from error
-    refused = solver.refusal(format.inner) if hasattr(solver, "refusal") else ""
-    if refused:
-        raise RecipeError(f"{step_text(solver)}: {refused}.")
+    for method in (*transforms, solver):
+        _check_format(method, solver, format.inner)
     for tuner in (*tuners, *finishers):
         training.check(tuner, linear, format)
     if transforms or linear.role in OUTSIDE:
         training.check_gradients(solver, linear, transforms)
     methods_ = solver, format, transforms, tuple(tuners), tuple(finishers)
     return Target(linear.name, linear.shape, linear.role, linear.layer, *methods_, _activation(found, linear, format))  # type: ignore[arg-type]
+
+
+def _check_format(method: Any, solver: Any, format: Format) -> None:
+    """A solver and the transforms before it take the format. Raises RecipeError."""
+    refused = method.refusal(format)
+    if refused:
+        asked = step_text(method) if getattr(method, "format", "") else f"{step_text(method)} + {step_text(solver)}"
+        raise RecipeError(f"{asked}: {refused}.")
 
 
 def _activation(found: Sequence[Any], linear: Linear, format: Format) -> Activation | None:

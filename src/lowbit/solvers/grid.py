@@ -24,6 +24,7 @@ from lowbit.core import ranks
 from lowbit.core.device import tensor_cores
 from lowbit.formats import Format, Grid, Parts, Quantized
 from lowbit.kernels import scales
+from lowbit.kernels.encoding import encode
 from lowbit.solvers import damping, descent, ldl, replayed, rows
 from lowbit.solvers.codec import codec
 
@@ -59,7 +60,7 @@ def uncorrected(given: Problem) -> None:
 
 def nearest(weight: Tensor, format: Format, search: bool, importance: Tensor | None = None) -> Quantized:
     """Every weight to its nearest value, scales searched with weights importance [in] or by the plain rule. Report: "error"."""
-    quantized = format.fit(weight, importance, search).quantize(weight)
+    quantized = format.fit(weight, importance, search).quantize(weight, encode)
     quantized.report["error"] = weight_error(weight, quantized, importance)
     return quantized
 

@@ -13,8 +13,6 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from lowbit import sides
-from lowbit.core.errors import FormatError
 from lowbit.formats import Format, Quantized
 from lowbit.sides import Parts
 from lowbit.solvers import damping, descent, ldl
@@ -34,14 +32,6 @@ class Keeper(Protocol):
 
     def hold(self, missing: Tensor, mask: Tensor) -> Parts:
         """The parts that keep `missing` [out, in] where the mask is."""
-
-
-def keeper(name: str, format: Format, example: str) -> Keeper:
-    """The side of a format that keeps entries. Raises FormatError when that is not its only one."""
-    found = [sides.get(word) for word in format.sides]
-    if len(found) != 1 or not isinstance(found[0], Keeper) or format.step != (1, 1, 1):
-        raise FormatError(f"{name}({format}): the format has no place for single weights. Use {format}-{example}.")
-    return found[0]
 
 
 def solve(

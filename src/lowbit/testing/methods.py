@@ -47,6 +47,8 @@ def check_declaration(name: str) -> None:
     assert vars(method)["__dataclass_params__"].frozen, f"{name}: the dataclass is not frozen"
     verbs = [v for v in methods.VERBS if hasattr(method, v)]
     assert len(verbs) <= 1, f"{name}: {len(verbs)} verbs"
+    for example in method.takes.examples if method.takes else ():
+        assert not made.refusal(formats.parse(example)), f"{name} names {example} as one that it takes, and refuses it"
     for need in made.needs:
         assert need in statistics.shelf, f"{name} needs '{need}', which is no statistic"
     source = inspect.getsource(sys.modules[method.__module__])
@@ -188,7 +190,7 @@ def _tuned(name: str, format: Format, **changes: float) -> tuple[Block, float, f
 
 def _trainable(name: str) -> Format:
     """A format that a tuner or finisher takes."""
-    return next(f for f in map(formats.parse, ("int3-g64-asym", "int3-g64")) if not methods.get(name)().refusal(f))  # type: ignore[attr-defined]
+    return next(f for f in map(formats.parse, ("int3-g64-asym", "int3-g64")) if not methods.get(name)().refusal(f))
 
 
 def check_tuner(name: str) -> None:
