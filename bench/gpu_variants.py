@@ -1,27 +1,36 @@
-"""gpu_variants - ways to cut attention.cu for this GPU beside each other: where `_attention.CUT` is from.
+"""gpu_variants - ways to cut attention.cu and prefill.cu for this GPU beside each other: what `Cut` in their .py files is from.
 
-    python bench/gpu_variants.py attention [--kinds int8,fp8,int4] [--tokens 32768] [--workers 16]
+    python bench/gpu_variants.py [attention prefill] [--kinds int8,...] [--tokens 512] [--shapes 4096x4096,...] [--workers 16]
 
-Each variant is checked first (first and last sequence against float64); then all are timed once, and once more in the other order: both
+Each variant is checked three times first, against float64; then all are timed once, and once more in the other order: both
 medians stand in its line, best first. All programs are compiled before, in processes beside each other.
 """
 
 import argparse
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
+from typing import Any
 
+import _matrices
 import gpu_attention
 import torch
 from _gpu_timing import copies, floor, microseconds, right
 from _rows import keep
 from gpu_cuts import compile_all
+from torch import Tensor
 
-from lowbit.kernels.cuda import _attention
+from lowbit import formats
+from lowbit.core.errors import KernelUnavailable
+from lowbit.kernels import packing
+from lowbit.kernels.cuda import _attention, _build, _fragments, _prefill, linear
 from lowbit.kernels.cuda._attention import FLOAT8, Cut, Side
 
 SEQUENCES = 8
 MOST_ERROR = 0.01
+PREFILLED = "int4-g128"
 
 
 def attention_cuts(kind: str) -> Iterator[Cut]:
@@ -48,62 +57,126 @@ def sides(kind: str) -> Side:
     return Side(torch.empty(0), scale, bits, None if bits == FLOAT8 else scale)
 
 
-Call = Callable[[Cut, int], torch.Tensor]
+@dataclass
+class Subject:
+    """Calls with a variant, one for each copy of what is read; bytes of a copy; the error of what the first call gives."""
+
+    name: str
+    calls: list[Callable[[Any], Tensor]]
+    size: float
+    error: Callable[[Tensor], float]
 
 
-def attention(kind: str, tokens: int) -> tuple[list[Call], float, Callable[[torch.Tensor], float]]:
-    """Calls to stores that go past the cache, bytes of one, and the error of what a call to the first one gives."""
+def attention(kind: str, tokens: int = 32768) -> Subject:
     bits = gpu_attention.KINDS[kind]
-    size = 2 * SEQUENCES * gpu_attention.SHARED * tokens * (gpu_attention.WIDTH * (bits or 8) / 8 + (2 if bits == FLOAT8 else 4))
+    size = (
+        2 * SEQUENCES * gpu_attention.SHARED * tokens * (gpu_attention.WIDTH * (bits or 8) / 8 + (2 if bits == FLOAT8 else 4))
+    )
     stores = [[gpu_attention.side(SEQUENCES, tokens, bits) for _ in "kv"] for _ in range(copies(size))]
     q = torch.randn(SEQUENCES, gpu_attention.HEADS, gpu_attention.WIDTH, device="cuda").bfloat16() * 2
     wanted = {n: [gpu_attention.decoded(side, n) for side in stores[0]] for n in (0, SEQUENCES - 1)}
 
-    def error(found: torch.Tensor) -> float:
+    def error(found: Tensor) -> float:
         return max(gpu_attention.error(q[n:], k, v, found[n:]) for n, (k, v) in wanted.items())
 
-    def call(how: Cut, store: int) -> torch.Tensor:
-        return _attention.attend(q, *stores[store], gpu_attention.SCALE, how=how)
+    def call(how: Cut, store: list[Side]) -> Tensor:
+        return _attention.attend(q, *store, gpu_attention.SCALE, how=how)
 
-    return [call] * len(stores), size, error
+    return Subject(f"{kind} {SEQUENCES}x{tokens}", [partial(call, store=store) for store in stores], size, error)
 
 
-def measure(kind: str, tokens: int) -> None:
-    calls, size, error = attention(kind, tokens)
-    sound = []
-    for how in attention_cuts(kind):
-        off = max(error(calls[0](how, 0)) for _ in range(3))
-        if right(f"{kind} {how}", off, MOST_ERROR):
-            sound.append((how, off))
-    times: dict[Cut, list[float]] = {how: [] for how, _ in sound}
-    for order in (sound, sound[::-1]):
-        for how, _ in order:
-            times[how].append(microseconds([partial(call, how, n) for n, call in enumerate(calls)], rounds=7, least=20))
-    for how, off in sorted(sound, key=lambda one: sum(times[one[0]])):
-        print(f"{kind:5} {times[how][0]:7.1f} {times[how][1]:7.1f} us, floor {floor(size):.1f}, error {off:.1e}, {how}", flush=True)
-    best, off = min(sound, key=lambda one: sum(times[one[0]]))
-    keep("gpu_cuts", part="attention", kind=kind, sequences=SEQUENCES, tokens=tokens, us=round(max(times[best]), 1),
-         floor_us=round(floor(size), 1), error=float(f"{off:.1e}"), cut=vars(best))  # fmt: skip
+def prefill_cuts() -> Iterator[_prefill.Cut]:
+    """Tiles of 128 rows by 256 or 128 tokens, of 64 rows, two blocks a multiprocessor; x and weights further ahead."""
+    for cut in (
+        (256, 8, 4, 2, 1), (256, 8, 6, 2, 1), (256, 8, 5, 2, 3), (256, 8, 5, 1, 3), (256, 8, 5, 4, 3),
+        (128, 8, 4, 2, 1), (128, 8, 8, 2, 1), (128, 8, 8, 2, 3), (128, 8, 8, 1, 3), (128, 8, 8, 4, 3),
+        (256, 4, 5, 2, 3), (128, 4, 5, 2, 3, 2), (128, 4, 5, 4, 3, 2), (64, 8, 6, 2, 3, 2),
+    ):  # fmt: skip
+        yield _prefill.Cut(*cut, joined=False)
+        yield _prefill.Cut(*cut, joined=True)
+
+
+def prefill(shape: tuple[int, int], tokens: int) -> Subject:
+    """The first call, with None, is the vendor's product of bfloat16 weights."""
+    q = _matrices.quantized(PREFILLED, torch.randn(shape, device="cuda"))
+    packed, parts = packing.split(q.format, packing.pack(q), shape)
+    first, dense = linear.prepare(q.format, packed, parts, shape), q.decode().bfloat16()
+    x = torch.randn(tokens, shape[1], device="cuda").bfloat16()
+    wanted = x.double() @ q.decode().double().T
+
+    def call(how: _prefill.Cut | None, held: tuple[dict[str, Tensor], Tensor]) -> Tensor:
+        if how is None:
+            return torch.nn.functional.linear(x, held[1])
+        y = torch.empty(tokens, shape[0], dtype=x.dtype, device=x.device)
+        _prefill.launch(x, held[0], y, linear.kind(q.format), shape[0], _fragments.beside(held[0], x.dtype), how)
+        return y
+
+    size = shape[0] * shape[1] * q.format.bits_per_weight(shape) / 8
+    held = [({name: t.clone() for name, t in first.items()}, dense.clone()) for _ in range(copies(size))]
+    calls = [partial(call, held=one) for one in held]
+
+    def error(found: Tensor) -> float:
+        return float((found.double() - wanted).norm() / wanted.norm())
+
+    return Subject(f"{shape[0]}x{shape[1]} {tokens}", calls, size, error)
+
+
+def measure(part: str, subject: Subject, tried: Iterable[Any]) -> None:
+    sound = {}
+    for how in tried:
+        try:
+            off = max(subject.error(subject.calls[0](how)) for _ in range(3))
+        except KernelUnavailable as reason:
+            print(f"{subject.name} {how}: {reason}"[:300], flush=True)
+            continue
+        if right(f"{subject.name} {how}", off, MOST_ERROR):
+            sound[how] = off
+    times: dict[Any, list[float]] = {how: [] for how in sound}
+    for order in (list(sound), list(sound)[::-1]):
+        for how in order:
+            times[how].append(microseconds([partial(call, how) for call in subject.calls], rounds=5, least=20))
+    best = sorted(sound, key=lambda how: sum(times[how]))
+    for how in best:
+        print(f"{subject.name} {times[how][0]:7.1f} {times[how][1]:7.1f} us {sound[how]:.1e} {how or 'cuBLAS'}", flush=True)
+    ours = next(how for how in best if how)
+    keep("gpu_cuts", part=part, subject=subject.name, us=round(max(times[ours]), 1), floor_us=round(floor(subject.size), 1),
+         error=float(f"{sound[ours]:.1e}"), cut=vars(ours))  # fmt: skip
+
+
+def programs(parts: list[str], kinds: list[str]) -> set[tuple[str, _build.Macros]]:
+    found = set()
+    if "attention" in parts:
+        for kind, side in ((kind, sides(kind)) for kind in kinds):
+            macros = partial(_attention.macros, torch.bfloat16, gpu_attention.WIDTH, side, side)
+            found |= {("attention.cu", macros(how)) for how in attention_cuts(kind)}
+    if "prefill" in parts:
+        kind_ = linear.kind(formats.parse(PREFILLED))
+        found |= {("prefill.cu", _prefill.macros(kind_, torch.bfloat16, how)) for how in prefill_cuts()}
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("part", choices=("attention",))
-    parser.add_argument("--kinds", default="int8,fp8,int4")
-    parser.add_argument("--tokens", type=int, default=32768)
+    parser.add_argument("parts", nargs="*", default=["attention", "prefill"])
+    parser.add_argument("--kinds", default="int8,fp8,int4,int2")
+    parser.add_argument("--tokens", default="512")
+    parser.add_argument("--shapes", default="4096x4096,14336x4096,4096x14336")
     parser.add_argument("--workers", type=int, default=16)
     asked = parser.parse_args()
-    kinds = asked.kinds.split(",")
-    programs = {
-        ("attention.cu", _attention.macros(torch.bfloat16, gpu_attention.WIDTH, sides(kind), sides(kind), how))
-        for kind in kinds
-        for how in attention_cuts(kind)
-    }
-    compile_all(programs, asked.workers)
-    print(f"{len(programs)} programs compiled", flush=True)
-    for kind in kinds:
-        measure(kind, asked.tokens)
-        torch.cuda.empty_cache()
+    kinds, start = asked.kinds.split(","), time.perf_counter()
+    wanted = programs(asked.parts, kinds)
+    compile_all(wanted, asked.workers)
+    print(f"{len(wanted)} programs in {time.perf_counter() - start:.0f} s", flush=True)
+    if "attention" in asked.parts:
+        for kind in kinds:
+            measure("attention", attention(kind), attention_cuts(kind))
+            torch.cuda.empty_cache()
+    if "prefill" in asked.parts:
+        for shape, tokens in product(asked.shapes.split(","), map(int, asked.tokens.split(","))):
+            rows, inputs = map(int, shape.split("x"))
+            measure("prefill", prefill((rows, inputs), tokens), [None, *prefill_cuts()])
+            torch.cuda.empty_cache()
+    print(f"all in {time.perf_counter() - start:.0f} s", flush=True)
 
 
 if __name__ == "__main__":
