@@ -77,7 +77,9 @@ CASES = [
     ("key_bits", "value_bits", "key_zero", "value_zero", "width", "group", "dtype", "turned", "fixed"), CASES
 )
 @pytest.mark.parametrize("paged", [False, True], ids=["whole", "paged"])
-@pytest.mark.parametrize("how", [{}, {"tickets": True}, {"tickets": True, "stages": 3, "streamed": True}], ids=["spans", "tickets", "deep"])
+@pytest.mark.parametrize(
+    "how", [{}, {"tickets": True}, {"tickets": True, "stages": 3, "streamed": True}], ids=["spans", "tickets", "deep"]
+)
 def test_attention_cu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key_bits: int, value_bits: int, key_zero: bool, value_zero: bool,
     width: int, group: int, dtype: torch.dtype, turned: bool, fixed: tuple[int, int],

@@ -91,10 +91,10 @@ def test_prefill_cu(
 @pytest.mark.parametrize("tokens", [65, 256, 257, 4096, 100_000])
 @pytest.mark.parametrize("rows", [8, 128, 1000, 14336, 128_256])
 def test_every_launch_can_be(tokens: int, rows: int) -> None:
-    how = _prefill.CUT
+    how, kind = _prefill.CUT, linear.kind(formats.parse("int4-g128"))
     for grains in (1, 32):
         blocks = how.clusters(tokens, rows, grains) * how.share
-        assert not _build.impossible((1, blocks, 1), 32 * how.warps, how.shared_bytes(linear.kind(formats.parse("int4-g128")))) and blocks % how.share == 0
+        assert not _build.impossible((1, blocks, 1), 32 * how.warps, how.shared_bytes(kind)) and blocks % how.share == 0
 
 
 def test_what_is_taken_is_what_was_faster_on_a_gpu() -> None:
