@@ -8,7 +8,7 @@ medians stand in its line, best first. All programs are compiled before, in proc
 
 import argparse
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
@@ -62,7 +62,7 @@ class Subject:
     """Calls with a variant, one for each copy of what is read; bytes of a copy; the error of what the first call gives."""
 
     name: str
-    calls: list[Callable[[Any], Tensor]]
+    calls: Sequence[Callable[[Any], Tensor]]
     size: float
     error: Callable[[Tensor], float]
 
@@ -72,14 +72,16 @@ def attention(kind: str, tokens: int = 32768) -> Subject:
     size = (
         2 * SEQUENCES * gpu_attention.SHARED * tokens * (gpu_attention.WIDTH * (bits or 8) / 8 + (2 if bits == FLOAT8 else 4))
     )
-    stores = [[gpu_attention.side(SEQUENCES, tokens, bits) for _ in "kv"] for _ in range(copies(size))]
+    stores = [
+        (gpu_attention.side(SEQUENCES, tokens, bits), gpu_attention.side(SEQUENCES, tokens, bits)) for _ in range(copies(size))
+    ]
     q = torch.randn(SEQUENCES, gpu_attention.HEADS, gpu_attention.WIDTH, device="cuda").bfloat16() * 2
     wanted = {n: [gpu_attention.decoded(side, n) for side in stores[0]] for n in (0, SEQUENCES - 1)}
 
     def error(found: Tensor) -> float:
         return max(gpu_attention.error(q[n:], k, v, found[n:]) for n, (k, v) in wanted.items())
 
-    def call(how: Cut, store: list[Side]) -> Tensor:
+    def call(how: Cut, store: tuple[Side, Side]) -> Tensor:
         return _attention.attend(q, *store, gpu_attention.SCALE, how=how)
 
     return Subject(f"{kind} {SEQUENCES}x{tokens}", [partial(call, store=store) for store in stores], size, error)
@@ -92,8 +94,9 @@ def prefill_cuts() -> Iterator[_prefill.Cut]:
         (128, 8, 4, 2, 1), (128, 8, 8, 2, 1), (128, 8, 8, 2, 3), (128, 8, 8, 1, 3), (128, 8, 8, 4, 3),
         (256, 4, 5, 2, 3), (128, 4, 5, 2, 3, 2), (128, 4, 5, 4, 3, 2), (64, 8, 6, 2, 3, 2),
     ):  # fmt: skip
-        yield _prefill.Cut(*cut, joined=False)
-        yield _prefill.Cut(*cut, joined=True)
+        how = _prefill.Cut(*cut)
+        yield replace(how, joined=False)
+        yield replace(how, joined=True)
 
 
 def prefill(shape: tuple[int, int], tokens: int) -> Subject:
