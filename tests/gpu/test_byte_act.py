@@ -7,7 +7,7 @@ from lowbit import formats
 from lowbit.kernels import activation as acting
 from lowbit.kernels import packing
 from lowbit.kernels.activation import Activation
-from lowbit.kernels.cuda import _activations, byte_act, int4_act
+from lowbit.kernels.cuda import _activations, _bytes, byte_act, int4_act
 from lowbit.sides import _hadamard
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
@@ -34,6 +34,59 @@ def test_products(element: str, shape: tuple[int, int]) -> None:
         y = byte_act.rounded(x, prepared, format, shape, activation)
         error = float((y.double() - wanted).norm() / wanted.norm())
         assert error < 4e-3, (tokens, error)
+
+
+def many(
+    element: str, tokens: int, rows: int, inputs: int
+) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor], torch.Tensor]:
+    """Codes, their scales, prepared weights and the exact product."""
+    format = formats.parse("int8-row" if element == "int8" else "fp8-row")
+    q = format.fit(torch.randn(rows, inputs, device="cuda"), search=False).quantize(torch.randn(rows, inputs, device="cuda"))
+    packed, parts = packing.split(format, packing.pack(q), q.shape)
+    x = torch.randn(tokens, inputs, device="cuda").bfloat16() * (1 + torch.arange(tokens, device="cuda")[:, None] % 7)
+    codes, scale = _activations.quantize(x, byte_act.ELEMENTS[element])
+    exact = codes.double() * scale.double()[:, None] @ q.decode().double().T
+    return codes, scale, byte_act.prepare(format, packed, parts, q.shape), exact
+
+
+@pytest.mark.parametrize(
+    ("element", "how"), [(name, how) for name, kind in byte_act.ELEMENTS.items() for how in _bytes.CUTS[kind]]
+)
+@pytest.mark.parametrize(("tokens", "rows", "inputs", "dtype"), [
+    (65, 4096, 4096, torch.bfloat16),
+    (129, 1008, 1088, torch.float16),
+    (300, 16, 14336, torch.bfloat16),
+    (1000, 14336, 512, torch.bfloat16),
+    (4096, 2064, 576, torch.float16),
+])  # fmt: skip
+def test_products_of_many_tokens(
+    element: str, tokens: int, rows: int, inputs: int, dtype: torch.dtype, how: _bytes.Cut
+) -> None:
+    """Several tiles a block, tiles that end beyond both sides; sums of int8 are exact."""
+    codes, scale, prepared, exact = many(element, tokens, rows, inputs)
+    y = torch.full((tokens + 1, rows), float("nan"), dtype=dtype, device="cuda")
+    _bytes.launch(codes, scale, prepared, y[:tokens], byte_act.ELEMENTS[element], how)
+    assert bool(y[tokens:].isnan().all())
+    error = (y[:tokens].double() - exact).norm(dim=1) / exact.norm(dim=1)
+    assert float(error.max()) < (4e-3 if dtype == torch.bfloat16 else 6e-4) + (2e-3 if element == "e4m3" else 0)
+
+
+def test_products_of_many_tokens_in_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounding and product again and again, each of which begins before the one before has ended."""
+    monkeypatch.setenv("LOWBIT_UNPROVEN", "1")
+    _, _, prepared, _ = many("int8", 65, 4096, 4096)
+    format, activation = formats.parse("int8-row"), Activation(formats.parse("int8-token"))
+    x = torch.randn(700, 4096, device="cuda").bfloat16()
+    call = lambda: byte_act.rounded(x, prepared, format, (4096, 4096), activation)  # noqa: E731
+    call()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = [call() for _ in range(4)]
+    x.copy_(torch.randn(700, 4096, device="cuda"))
+    graph.replay()
+    torch.cuda.synchronize()
+    wanted = call()
+    assert all(torch.equal(y, wanted) for y in found)
 
 
 @pytest.mark.parametrize("text", ["int4-g128", "int4-g64", "int4-row"])

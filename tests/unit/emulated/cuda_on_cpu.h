@@ -50,7 +50,8 @@ struct Barrier {
     long generation = 0;
 };
 struct Copy { u32 to; const u8* from; int bytes; bool inside; };
-struct Wide { Sum (*d)[4]; Sum old[64][4]; u32 a[4]; u32 x; int more; };
+struct Wide { Sum (*d)[4]; Sum old[64][4]; u32 a[4]; u32 x; int more; u32 rows; };   // rows: where they lie in shared memory, if not in a
+constexpr u32 IN_REGISTERS = ~0u;
 struct Warp { Barrier barrier; u32 words[32][8]; };
 struct Phase { int arrivals, left, bytes, number; };
 struct Block { std::vector<u8> memory; Barrier barrier; std::vector<Warp> warps; std::map<u32, Phase> phases; };
@@ -178,6 +179,10 @@ static float of_lane(float v, int lane) {
     return __uint_as_float(from_lanes(__float_as_uint(v), [=](u32 (*all)[8]) { return all[lane][0]; }));
 }
 static int of_lane(int v, int lane) { return (int)from_lanes((u32)v, [=](u32 (*all)[8]) { return all[lane][0]; }); }
+static u32 of_other(u32 v, int mask) {
+    const int lane = lane_of();
+    return from_lanes(v, [=](u32 (*all)[8]) { return all[lane ^ mask][0]; });
+}
 static bool any_lane(bool v) {
     return from_lanes(v, [](u32 (*all)[8]) {
         u32 any = 0;
@@ -279,6 +284,7 @@ static void copy_many_once(u32 to, const u8* from, u32 bytes, u32 barrier, u64) 
 static void wait_for_phase(u32 barrier, u32 parity) {
     Phase& p = phase_at(*current->block, barrier);
     while ((p.number & 1) == (int)parity) swapcontext(&current->context, &scheduler);
+    progress++;
 }
 static void arrive_in_cluster(u32 barrier, int block) {
     Phase& p = phase_at((*cluster)[block], barrier);
@@ -291,15 +297,16 @@ struct TensorMap { const u8* from; int rows, columns, box_rows, box_columns; }; 
 static void copy_box(u32 to, const TensorMap& map, int column, int row, u32 barrier, int blocks) {
     if (to % 1024 || map.box_columns != 64) fprintf(stderr, "box at %u\n", to), abort();
     for (int b = 0; b < blocks; b++) {
+        Block& there = blocks == 1 ? *current->block : (*cluster)[b];
         for (int r = 0; r < map.box_rows; r++)
             for (int c = 0; c < 64; c++) {
                 const bool inside = row + r < map.rows && column + c < map.columns;
                 const u32 at = to + r * 128 + c * 2;
-                u8* place = (*cluster)[b].memory.data() + (at ^ (at >> 7 & 7) << 4);
+                u8* place = there.memory.data() + (at ^ (at >> 7 & 7) << 4);
                 if (inside) memcpy(place, map.from + ((size_t)(row + r) * map.columns + column + c) * 2, 2);
                 else memset(place, 0, 2);
             }
-        Phase& p = phase_at((*cluster)[b], barrier);
+        Phase& p = phase_at(there, barrier);
         p.bytes -= map.box_rows * 128;
         told(p);
     }
@@ -372,24 +379,30 @@ static void sums_of_bytes(u32 (&d)[4], const u32* a, Ones ones, u32 start) {
     meet(w.barrier);
 }
 #if NT
+static u32 swizzled_word(u32 at, int row, int word) {        // of rows of 128 bytes from `at` on
+    const u32 there = at + row / 8 * 1024 + row % 8 * 128 + word * 4;
+    return read_as<u32>(there ^ (there >> 7 & 7) << 4);
+}
 static void run_wide(Wide& p) {
     for (int i = 0; i < NT; i++)
         for (int j = 0; j < 4; j++) p.d[i][j] = p.more ? p.old[i][j] : 0;
-    rows_times(p.d, NT, p.a, [&](int k, int n) {
-        const u32 there = p.x + n / 8 * 1024 + n % 8 * 128 + k * 4;
-        return read_as<u32>(there ^ (there >> 7 & 7) << 4);
-    });
+    const int lane = lane_of(), row = current->index.x / 32 % 4 * 16 + lane / 4;
+    for (int i = 0; i < 4 && p.rows != IN_REGISTERS; i++) p.a[i] = swizzled_word(p.rows, row + i % 2 * 8, lane % 4 + i / 2 * 4);
+    rows_times(p.d, NT, p.a, [&](int k, int n) { return swizzled_word(p.x, n, k); });
 }
 static void wide_begin() {}
-static void wide_multiply(Sum (&d)[NT][4], const u32* a, u32 x16, int more) {
-    const u32 x = x16 * 16;
-    if (x % 32) fprintf(stderr, "wide operand at %u\n", x), abort();
-    Wide p{d, {}, {a[0], a[1], a[2], a[3]}, x, more};
+static void start_wide(Sum (&d)[NT][4], Wide p) {
+    if (p.x % 32 || (p.rows != IN_REGISTERS && p.rows % 32)) fprintf(stderr, "wide operands at %u and %u\n", p.x, p.rows), abort();
     if (current->products.empty() || eager) memcpy(p.old, d, sizeof(d));
     if (eager) return run_wide(p);
     current->products.push_back(p);
     for (auto& row : d) row[0] = row[1] = row[2] = row[3] = (Sum)NAN;
 }
+static void wide_multiply(Sum (&d)[NT][4], const u32* a, u32 x16, int more) {
+    start_wide(d, {d, {}, {a[0], a[1], a[2], a[3]}, x16 * 16, more, IN_REGISTERS});
+}
+static void wide_multiply_rows(Sum (&d)[NT][4], u32 a16, u32 x16, int more) { start_wide(d, {d, {}, {}, x16 * 16, more, a16 * 16}); }
+static void wide_take(Sum (&d)[NT][4]) {}
 static void wide_end() { current->ends.push_back(current->products.size()); }
 template <int N>
 static void wide_wait_for_all_but() {                        // the last N groups

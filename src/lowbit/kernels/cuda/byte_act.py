@@ -2,9 +2,10 @@
 
 In / Out  x [tokens, in] -> found scales and codes in one launch (activations.cu), the product in a second that begins early.
 Idea      Up to 64 tokens W streams once through linear.cu, its bytes as they lie in memory being the operands: what changes its
-          place is x, whose codes are written in the order in which a lane reads a row. More tokens: the vendor's products on
-          the same bytes, which are row-major. Float8 weights in blocks of 128 x 128 and inputs in groups of 128: sums of a
-          group are scaled by both; more tokens: decoded, since the vendor's product knows no such scales everywhere.
+          place is x, whose codes are written in the order in which a lane reads a row. More tokens: int8 by bytes.cu, float8 by
+          the vendor's product, on the same bytes, which are row-major. Float8 weights in blocks of 128 x 128 and inputs in
+          groups of 128: sums of a group are scaled by both; more tokens: decoded, since the vendor's product knows no such
+          scales everywhere.
 Source    Scales as lowbit.kernels.activation finds them. Sums of int8 are exact; those of e4m3 leave the tensor cores every 256
           columns, because they keep few bits there.
 Figures   H200, the product alone, in a CUDA graph, weights past the L2, 4096x4096 / 14336x4096 / 4096x14336 in us: int8 1 token
@@ -20,7 +21,7 @@ from lowbit.formats import Format, Parts
 from lowbit.kernels import activation as acting
 from lowbit.kernels import packing
 from lowbit.kernels.activation import Activation
-from lowbit.kernels.cuda import _activations, _build, _product
+from lowbit.kernels.cuda import _activations, _build, _bytes, _product
 from lowbit.kernels.cuda._activations import E4M3, INT8
 from lowbit.kernels.cuda._product import Kind
 from lowbit.sides import Side
@@ -133,13 +134,17 @@ def _few(
 def _many(
     codes: Tensor, scale: Tensor, prepared: dict[str, Tensor], kind: int, shape: tuple[int, int], dtype: torch.dtype
 ) -> Tensor:
+    if kind == INT8 and not _bytes.refusal():
+        y = torch.empty(codes.shape[0], shape[0], dtype=dtype, device=codes.device)
+        _bytes.launch(codes, scale, prepared, y, kind)
+        return y
     own = _scale(prepared).float()
     if kind == INT8:
         return (torch._int_mm(codes, prepared["low"].t()).float() * scale[:, None] * own).to(dtype)
-    y: Tensor = torch._scaled_mm(
+    found: Tensor = torch._scaled_mm(
         codes, prepared["low"].t(), scale_a=scale[:, None], scale_b=own[None], out_dtype=torch.bfloat16, use_fast_accum=False
     )
-    return y.to(dtype)
+    return found.to(dtype)
 
 
 def _few_in_blocks(x: Tensor, prepared: dict[str, Tensor], shape: tuple[int, int], activation: Activation) -> Tensor:

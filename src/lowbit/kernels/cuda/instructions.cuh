@@ -119,6 +119,7 @@ INLINE u16 rounded(float v) {
 
 INLINE float of_lane(float v, int lane) { return __shfl_sync(0xffffffffu, v, lane); }
 INLINE int of_lane(int v, int lane) { return __shfl_sync(0xffffffffu, v, lane); }
+INLINE u32 of_other(u32 v, int mask) { return __shfl_xor_sync(0xffffffffu, v, mask); }   // of lane ^ mask
 INLINE bool any_lane(bool v) { return __any_sync(0xffffffffu, v); }
 INLINE u32 transposed(u32 v) {                               // an 8 x 8 of halves, two of a row in each lane
     u32 t;
@@ -307,39 +308,56 @@ INLINE void wide_wait_for_all_but() { asm volatile("wgmma.wait_group.sync.aligne
 INLINE void wide_wait() { wide_end(), wide_wait_for_all_but<0>(); }
 
 #define D4(i) SUM(d[i][0]), SUM(d[i][1]), SUM(d[i][2]), SUM(d[i][3])
-#define A4 "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(more)
+#define D_8 D4(0)
+#define R_8 "%0,%1,%2,%3"
+#define D_16 D_8, D4(1)
+#define R_16 R_8 ",%4,%5,%6,%7"
+#define D_32 D_16, D4(2), D4(3)
+#define R_32 R_16 ",%8,%9,%10,%11,%12,%13,%14,%15"
+#define D_64 D_32, D4(4), D4(5), D4(6), D4(7)
+#define R_64 R_32 ",%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
+#define D_128 D_64, D4(8), D4(9), D4(10), D4(11), D4(12), D4(13), D4(14), D4(15)
+#define R_128 R_64 ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
+#define D_256 D_128, D4(16), D4(17), D4(18), D4(19), D4(20), D4(21), D4(22), D4(23), D4(24), D4(25), D4(26), D4(27), D4(28), D4(29), D4(30), D4(31)
+#define R_256 R_128 \
+    ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95" \
+    ",%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111,%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
+#define WIDE_PRODUCT(n, sums, a, b, more) "{ .reg .pred p; setp.ne.b32 p, " more ", 0; " WGMMA(n) "{" sums "}, " a ", " b WGMMA_END
+// rows of 128 bytes from address x16 * 16 on, swizzled by 128 bytes, as wgmma is told of them
+INLINE u64 swizzled_rows(u32 x16) { return (u64)(x16 + (1 << 16)) | (u64)(1024 >> 4) << 32 | (u64)1 << 62; }
+
+#define A4 "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(swizzled_rows(x16)), "r"(more)
 INLINE void wide_multiply(Sum (&d)[NT][4], const u32* a, u32 x16, int more) {
-    const u64 b = (u64)(x16 + (1 << 16)) | (u64)(1024 >> 4) << 32 | (u64)1 << 62;
 #if NT == 1
-    asm volatile("{ .reg .pred p; setp.ne.b32 p, %9, 0; " WGMMA(8) "{%0,%1,%2,%3}, {%4,%5,%6,%7}, %8" WGMMA_END : D4(0) : A4);
+    asm volatile(WIDE_PRODUCT(8, R_8, "{%4,%5,%6,%7}", "%8", "%9") : D_8 : A4);
 #elif NT == 2
-    asm volatile("{ .reg .pred p; setp.ne.b32 p, %13, 0; " WGMMA(16) "{%0,%1,%2,%3,%4,%5,%6,%7}, {%8,%9,%10,%11}, %12" WGMMA_END
-                 : D4(0), D4(1) : A4);
+    asm volatile(WIDE_PRODUCT(16, R_16, "{%8,%9,%10,%11}", "%12", "%13") : D_16 : A4);
 #elif NT == 4
-    asm volatile("{ .reg .pred p; setp.ne.b32 p, %21, 0; " WGMMA(32)
-                 "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15}, {%16,%17,%18,%19}, %20" WGMMA_END
-                 : D4(0), D4(1), D4(2), D4(3) : A4);
+    asm volatile(WIDE_PRODUCT(32, R_32, "{%16,%17,%18,%19}", "%20", "%21") : D_32 : A4);
 #elif NT == 8
-    asm volatile("{ .reg .pred p; setp.ne.b32 p, %37, 0; " WGMMA(64)
-                 "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,"
-                 "%30,%31}, {%32,%33,%34,%35}, %36" WGMMA_END
-                 : D4(0), D4(1), D4(2), D4(3), D4(4), D4(5), D4(6), D4(7) : A4);
+    asm volatile(WIDE_PRODUCT(64, R_64, "{%32,%33,%34,%35}", "%36", "%37") : D_64 : A4);
 #elif NT == 16
-    asm volatile("{ .reg .pred p; setp.ne.b32 p, %69, 0; " WGMMA(128)
-                 "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,"
-                 "%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,"
-                 "%58,%59,%60,%61,%62,%63}, {%64,%65,%66,%67}, %68" WGMMA_END
-                 : D4(0), D4(1), D4(2), D4(3), D4(4), D4(5), D4(6), D4(7), D4(8), D4(9), D4(10), D4(11), D4(12), D4(13), D4(14), D4(15) : A4);
+    asm volatile(WIDE_PRODUCT(128, R_128, "{%64,%65,%66,%67}", "%68", "%69") : D_128 : A4);
 #elif NT == 32
-    asm volatile("{ .reg .pred p; setp.ne.b32 p, %133, 0; " WGMMA(256)
-                 "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,"
-                 "%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,"
-                 "%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63,%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,"
-                 "%77,%78,%79,%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95,%96,%97,%98,%99,%100,"
-                 "%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111,%112,%113,%114,%115,%116,%117,%118,%119,%120,"
-                 "%121,%122,%123,%124,%125,%126,%127}, {%128,%129,%130,%131}, %132" WGMMA_END
-                 : D4(0), D4(1), D4(2), D4(3), D4(4), D4(5), D4(6), D4(7), D4(8), D4(9), D4(10), D4(11), D4(12), D4(13), D4(14), D4(15),
-                   D4(16), D4(17), D4(18), D4(19), D4(20), D4(21), D4(22), D4(23), D4(24), D4(25), D4(26), D4(27), D4(28), D4(29), D4(30), D4(31) : A4);
+    asm volatile(WIDE_PRODUCT(256, R_256, "{%128,%129,%130,%131}", "%132", "%133") : D_256 : A4);
 #endif
 }
+// reads of d stay behind this: neither compiler may move them above the wait, which names no sum
+INLINE void wide_take(Sum (&d)[NT][4]) {
+#pragma unroll
+    for (int i = 0; i < NT; i++) asm volatile("" : D4(i)::"memory");
+}
+#if ACT
+// The same with 64 rows of bytes in shared memory, from address a16 * 16 on, as the left operand.
+INLINE void wide_multiply_rows(Sum (&d)[NT][4], u32 a16, u32 x16, int more) {
+    const u64 a = swizzled_rows(a16), b = swizzled_rows(x16);
+#if NT == 8
+    asm volatile(WIDE_PRODUCT(64, R_64, "%32", "%33", "%34") : D_64 : "l"(a), "l"(b), "r"(more));
+#elif NT == 16
+    asm volatile(WIDE_PRODUCT(128, R_128, "%64", "%65", "%66") : D_128 : "l"(a), "l"(b), "r"(more));
+#elif NT == 32
+    asm volatile(WIDE_PRODUCT(256, R_256, "%128", "%129", "%130") : D_256 : "l"(a), "l"(b), "r"(more));
+#endif
+}
+#endif
 #endif
