@@ -49,14 +49,14 @@ def contenders(
     x = torch.randn(tokens, shape[1], device="cuda").bfloat16()
     codes, scale = _activations.quantize(x, kind)
     exact = (codes.double() * scale.double()[:, None]) @ q.decode().double().T
-    few = tokens <= DECODE_TOKENS
-    ready = _activations.quantize(x, kind, ordered=int(few))[0]
-    run = byte_act._few if few else byte_act._many
+    run = byte_act.way(kind, tokens, shape[0])
+    ready = _activations.quantize(x, kind, ordered=int(run is byte_act._few))[0]
     yield "ours", [partial(byte_act.rounded, x, w, format, shape, activation) for w in weights], exact
     yield "ours without rounding", [partial(run, ready, scale, w, kind, shape, x.dtype) for w in weights], exact
-    for how in sorted(set(_bytes.CUTS[INT8] + _bytes.CUTS[kind]), key=str) if cuts and not few else ():
-        name = f"bytes.cu {how.eights}{' along rows' if how.along else ''}{' folded' if how.fold else ''}"
-        yield name, [partial(_in_one_launch, codes, scale, kind, shape[0], how, w) for w in weights], exact
+    for how in sorted(set(_bytes.CUTS[INT8] + _bytes.CUTS[kind]), key=str) if cuts and tokens > 16 else ():
+        name = f"bytes.cu {how.high}x{how.eights}{' along rows' if how.along else ''}{' folded' if how.fold else ''}"
+        if (how.high == 1) == (tokens <= DECODE_TOKENS):
+            yield name, [partial(_in_one_launch, codes, scale, kind, shape[0], how, w) for w in weights], exact
     inputs = [x.clone() for _ in range(copies(2 * x.numel()) if tokens > 256 else 2)]
     yield "rounding", [partial(_codes, x, kind, 0) for x in inputs], None
     if not _activations.refusal(x, shape[1]):

@@ -53,6 +53,7 @@ def many(
     ("element", "how"), [(name, how) for name, kind in byte_act.ELEMENTS.items() for how in _bytes.CUTS[kind]]
 )
 @pytest.mark.parametrize(("tokens", "rows", "inputs", "dtype"), [
+    (33, 4096, 4096, torch.bfloat16),
     (65, 4096, 4096, torch.bfloat16),
     (129, 1008, 1088, torch.float16),
     (300, 16, 14336, torch.bfloat16),

@@ -9,7 +9,7 @@ import torch
 from unit.emulated import on_cpu
 from unit.emulated.on_cpu import pointer
 
-from lowbit.kernels.cuda import _build, _bytes
+from lowbit.kernels.cuda import _build, _bytes, byte_act
 from lowbit.kernels.cuda._activations import E4M3, INT8
 from lowbit.kernels.cuda._bytes import Cut
 
@@ -70,7 +70,7 @@ def test_bytes_cu(
 
 @pytest.mark.parametrize("how", [how for cuts in _bytes.CUTS.values() for how in cuts])
 def test_every_launch_can_be(how: Cut) -> None:
-    for tokens, rows in product((65, 128, 257, 4096, 100_000), (16, 1008, 4096, 128_256)):
+    for tokens, rows in product((33, 65, 128, 257, 4096, 100_000), (16, 1008, 4096, 128_256)):
         blocks = how.clusters(tokens, rows) * how.share
         assert not _build.impossible((1, blocks, 1), how.threads, how.shared_bytes) and blocks % how.share == 0
     assert max(how.boxes) <= 256 and all(box % 8 == 0 for box in how.boxes)  # what a tensor map takes, what swizzling takes
@@ -84,4 +84,11 @@ def test_cuts_fill_the_multiprocessors(kind: int) -> None:
     largest = max(how.outputs for how in _bytes.CUTS[kind])
     assert all(_bytes.cut(kind, tokens, 4096, 4096).outputs == largest for tokens in (1024, 4096))
     assert _bytes.cut(kind, 256, 4096, 4096).outputs < largest
-    assert _bytes.cut(kind, 100, 4096, 4096).along
+    assert _bytes.cut(kind, 100, 4096, 4096).along and _bytes.cut(kind, 64, 4096, 4096).high == 1
+
+
+def test_who_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(_build.UNPROVEN, "1")
+    assert byte_act.way(INT8, 65, 14336) is byte_act._own and byte_act.way(E4M3, 65, 14336) is byte_act._vendors
+    assert byte_act.way(INT8, 64, 14336) is byte_act._few and byte_act.way(INT8, 64, 4096) is byte_act._own
+    assert byte_act.way(E4M3, 16, 4096) is byte_act._few

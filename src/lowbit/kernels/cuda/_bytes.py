@@ -18,7 +18,7 @@ from torch import Tensor
 from lowbit.kernels.cuda import _build
 from lowbit.kernels.cuda._activations import E4M3, INT8
 from lowbit.kernels.cuda._build import TensorMap
-from lowbit.kernels.cuda._product import PROCESSORS, address
+from lowbit.kernels.cuda._product import DECODE_TOKENS, PROCESSORS, address
 
 
 @dataclass(frozen=True)
@@ -63,16 +63,30 @@ class Cut:
         return min(PROCESSORS // self.share, self.tiles(tokens, rows))
 
 
-SHAPES = ((32, 4), (16, 6), (8, 8))
-"""Eights of rows, and stages that fit. A folded product of 32 eights would need more registers than there are."""
+SHAPES = ((2, 32, 4), (2, 16, 6), (2, 8, 8))
+"""Tokens / 64, rows / 8 and stages that fit. A folded product of 32 eights would need more registers than there are."""
+FEW = ((1, 8, 12), (1, 4, 16))
+"""The same up to DECODE_TOKENS tokens."""
+WAYS = (*product(SHAPES, (False, True)), *product(FEW, (True,)))
+"""And whether along the rows."""
 CUTS = {
-    INT8: tuple(Cut(2, eights, stages, 2, along) for (eights, stages), along in product(SHAPES, (False, True))),
-    E4M3: tuple(Cut(2, eights, stages, 2, along, 2) for (eights, stages), along in product(SHAPES[1:], (False, True))),
+    INT8: tuple(Cut(high, eights, stages, 2, along) for (high, eights, stages), along in WAYS),
+    E4M3: tuple(Cut(high, eights, stages, 2, along, 2) for (high, eights, stages), along in WAYS if eights < 32),
 }
+TAKEN = (INT8,)
+"""Kinds that it multiplies above DECODE_TOKENS tokens; the others' products are the vendor's."""
 LAUNCH = 3.5
 """Microseconds of a launch: its start, the first bytes, the last writing."""
 MULTIPLIED, BROUGHT, WRITTEN = 7.0e6, 7.0e4, 3.3e4
 """Of a multiprocessor and a microsecond: products of bytes, bytes from the L2, outputs. Estimates so far, not measured."""
+
+
+def takes(kind: int, tokens: int, rows: int) -> bool:
+    """Whether it is the one for so many tokens. Up to DECODE_TOKENS: where linear.cu has few rows for each multiprocessor, and
+    so as many bytes of x to read as of W."""
+    if refusal():
+        return False
+    return kind in TAKEN if tokens > DECODE_TOKENS else tokens > DECODE_TOKENS // 2 and rows <= 32 * PROCESSORS
 
 
 def refusal() -> str:
@@ -83,7 +97,8 @@ def refusal() -> str:
 @functools.lru_cache(maxsize=1024)
 def cut(kind: int, tokens: int, rows: int, inputs: int) -> Cut:
     """The cut that should end first."""
-    return min(CUTS[kind], key=lambda how: expected(tokens, rows, inputs, how))
+    tried = [how for how in CUTS[kind] if (how.high == 1) == (tokens <= DECODE_TOKENS)]
+    return min(tried, key=lambda how: expected(tokens, rows, inputs, how))
 
 
 def expected(tokens: int, rows: int, inputs: int, how: Cut) -> float:

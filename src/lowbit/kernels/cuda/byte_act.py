@@ -14,6 +14,8 @@ Figures   H200, the product alone, in a CUDA graph, weights past the L2, 4096x40
 Traps     torch._scaled_mm takes a scale a row and a token at 256 tokens and more; below, float32 scales come after it.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -119,8 +121,21 @@ def rounded(
     few = x.shape[0] <= _product.DECODE_TOKENS
     if _in_blocks(format):
         return (_few_in_blocks if few else _many_in_blocks)(x, prepared, shape, activation).to(dtype)
-    codes, scale = _activations.quantize(x, kind, activation.clip, ordered=int(few), size=side.block(shape[1]) if side else 0)
-    return (_few if few else _many)(codes, scale, prepared, kind, shape, x.dtype).to(dtype)
+    run = way(kind, x.shape[0], shape[0])
+    codes, scale = _activations.quantize(
+        x, kind, activation.clip, ordered=int(run is _few), size=side.block(shape[1]) if side else 0
+    )
+    return run(codes, scale, prepared, kind, shape, x.dtype).to(dtype)
+
+
+Way = Callable[[Tensor, Tensor, dict[str, Tensor], int, tuple[int, int], torch.dtype], Tensor]
+
+
+def way(kind: int, tokens: int, rows: int) -> Way:
+    """Who multiplies: linear.cu (its codes stand in another order), bytes.cu or the vendor's library."""
+    if _bytes.takes(kind, tokens, rows):
+        return _own
+    return _few if tokens <= _product.DECODE_TOKENS else _vendors
 
 
 def _few(
@@ -131,20 +146,24 @@ def _few(
     return y
 
 
-def _many(
+def _own(
     codes: Tensor, scale: Tensor, prepared: dict[str, Tensor], kind: int, shape: tuple[int, int], dtype: torch.dtype
 ) -> Tensor:
-    if kind == INT8 and not _bytes.refusal():
-        y = torch.empty(codes.shape[0], shape[0], dtype=dtype, device=codes.device)
-        _bytes.launch(codes, scale, prepared, y, kind)
-        return y
+    y = torch.empty(codes.shape[0], shape[0], dtype=dtype, device=codes.device)
+    _bytes.launch(codes, scale, prepared, y, kind)
+    return y
+
+
+def _vendors(
+    codes: Tensor, scale: Tensor, prepared: dict[str, Tensor], kind: int, shape: tuple[int, int], dtype: torch.dtype
+) -> Tensor:
     own = _scale(prepared).float()
     if kind == INT8:
         return (torch._int_mm(codes, prepared["low"].t()).float() * scale[:, None] * own).to(dtype)
-    found: Tensor = torch._scaled_mm(
+    y: Tensor = torch._scaled_mm(
         codes, prepared["low"].t(), scale_a=scale[:, None], scale_b=own[None], out_dtype=torch.bfloat16, use_fast_accum=False
     )
-    return found.to(dtype)
+    return y.to(dtype)
 
 
 def _few_in_blocks(x: Tensor, prepared: dict[str, Tensor], shape: tuple[int, int], activation: Activation) -> Tensor:

@@ -351,7 +351,9 @@ INLINE void wide_take(Sum (&d)[NT][4]) {
 // The same with 64 rows of bytes in shared memory, from address a16 * 16 on, as the left operand.
 INLINE void wide_multiply_rows(Sum (&d)[NT][4], u32 a16, u32 x16, int more) {
     const u64 a = swizzled_rows(a16), b = swizzled_rows(x16);
-#if NT == 8
+#if NT == 4
+    asm volatile(WIDE_PRODUCT(32, R_32, "%16", "%17", "%18") : D_32 : "l"(a), "l"(b), "r"(more));
+#elif NT == 8
     asm volatile(WIDE_PRODUCT(64, R_64, "%32", "%33", "%34") : D_64 : "l"(a), "l"(b), "r"(more));
 #elif NT == 16
     asm volatile(WIDE_PRODUCT(128, R_128, "%64", "%65", "%66") : D_128 : "l"(a), "l"(b), "r"(more));
