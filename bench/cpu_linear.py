@@ -5,9 +5,9 @@
 
 A rival runs in the environment of its PYTHON (_cpu_rival.py); without one it is left out. Before anything is timed, each kernel
 of ours must equal the decoded matrix. The least time of all calls counts; --cold goes through copies of the weights of 160 MB
-together, so that they come from memory, and counts the median of such a round, the least of all rounds. `share` is the share of
-the machine's read rate, measured in the same run over as many bytes: what reading the weights alone would take, over what the
-layer took.
+together, or twice the last cache where that is more, so that they come from memory, and counts the median of such a round, the
+least of all rounds. `share` is the share of the machine's read rate, measured in the same run over as many bytes: what reading
+the weights alone would take, over what the layer took.
 """
 
 import argparse
@@ -36,6 +36,7 @@ from lowbit.kernels.cpu import _build
 
 FORMATS = "int4-g32,int4-g128,int3-g128,int2-g128,trellis2-plain,trellis_int2-plain"
 COLD = 160 << 20
+CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 BYTES = "ours, x rounded to int8"
 AGAIN = 12
 """Calls of a turn where there is one copy: the first bring the weights back into the cache."""
@@ -60,6 +61,12 @@ extern "C" long read_all(const char *p, size_t n, int threads) {
 }
 """
 Turn = Callable[[], float]
+
+
+def cold_bytes() -> int:
+    """Bytes of copies that the last cache cannot hold."""
+    told = [path.read_text().strip() for path in CACHES.glob("index*/size")]
+    return max(COLD, 2 * max((int(size.removesuffix("K")) << 10 for size in told), default=0))
 
 
 def timed(calls: Sequence[Callable[[], object]]) -> Turn:
@@ -97,7 +104,8 @@ def prepared(
     quantized = _matrices.quantized(text, weight)
     format, shape = quantized.format, quantized.shape
     packed, parts = packing.split(format, packing.pack(quantized), shape)
-    held = [dispatch.prepare(kernel, format, packed, parts, shape) for _ in range(copies)]
+    first = dispatch.prepare(kernel, format, packed, parts, shape)
+    held = [first, *({name: _build.settled(part.clone()) for name, part in first.items()} for _ in range(copies - 1))]
     expected = (acting.fake(x.float(), inputs) if inputs else x).double() @ quantized.decode().double().t()
     calls = [partial(dispatch.linear, x, p, kernel, format, shape, inputs) for p in held]
     error = float((calls[0]().double() - expected).norm() / expected.norm())
@@ -150,7 +158,7 @@ def measure(asked: argparse.Namespace, text: str, shape: tuple[int, int], tokens
     torch.manual_seed(0)
     weight, x = torch.randn(shape), torch.randn(tokens, shape[1], dtype=torch.bfloat16)
     size = int(formats.parse(text).bits_per_weight(shape) * shape[0] * shape[1] / 8)
-    copies = max(1, COLD // size) if asked.cold else 1
+    copies = max(1, cold_bytes() // size) if asked.cold else 1
     turns: dict[str, Turn] = {}
     best = dispatch.pick(formats.parse(text), shape, x.device, x.dtype)
     others = [
@@ -165,7 +173,8 @@ def measure(asked: argparse.Namespace, text: str, shape: tuple[int, int], tokens
     rounding = dispatch.rounding(formats.parse(text), shape, x.device, inputs)
     if rounding:
         turns[BYTES] = timed(prepared(text, weight, rounding, copies, x, inputs)[0])
-    dense = [nn.Linear(shape[1], shape[0], bias=False, dtype=torch.bfloat16) for _ in range(4 if asked.cold else 1)]
+    layers = max(1, cold_bytes() // (2 * shape[0] * shape[1])) if asked.cold else 1
+    dense = [nn.Linear(shape[1], shape[0], bias=False, dtype=torch.bfloat16) for _ in range(layers)]
     turns["nn.Linear bfloat16"] = timed([partial(layer, x) for layer in dense])
     turns["read"] = reading(resident >> 16 << 16, copies, asked.threads)
     engines = rivals(asked, text, shape, tokens, copies)

@@ -82,6 +82,7 @@ def test_it_is_built_once_whoever_comes_first_and_anew_for_another_compiler(
 ) -> None:
     library = next(Path("/lib").glob("x86_64-linux-gnu/libc.so.6"), None) or pytest.skip("no C library to pass off as ours")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("LOWBIT_CPU", "avx2")
     counts = []
     for version in ("1", "2"):
         log = tmp_path / version
@@ -101,3 +102,12 @@ def compiler(folder: Path, does: str, version: str = "1") -> str:
     path.write_text(f'#!/bin/sh\nif [ "$1" = --version ]; then echo {version}; exit; fi\n{does}\n')
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
     return str(path)
+
+
+def test_a_compiler_older_than_amx_builds_for_avx512(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = next(Path("/lib").glob("x86_64-linux-gnu/libc.so.6"), None) or pytest.skip("no C library to pass off as ours")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(_build, "instruction_set", lambda: "amx")
+    refusing = f'case "$*" in *mamx*) exit 1;; esac; for last; do :; done; cp {library} "$last"'
+    monkeypatch.setenv("CXX", compiler(tmp_path, refusing))
+    assert Path(_build.library.__wrapped__()._name).name.startswith("avx512-")

@@ -5,7 +5,7 @@ Idea      A shared library for each instruction set; the best one that this proc
           shares torch's threads, whose OpenMP library it finds loaded.
           The file is named by a digest of sources, flags and compiler; it appears whole or not at all, and one process builds
           while others wait. Without a compiler, or on another system, `missing` says why, and other kernels run.
-          LOWBIT_CPU = avx512, avx2 or none chooses; CXX names the compiler; XDG_CACHE_HOME moves the cache.
+          LOWBIT_CPU = amx, avx512, avx2 or none chooses; CXX names the compiler; XDG_CACHE_HOME moves the cache.
 Traps     A cache that others can write to would run their code: the folder is made for its owner alone, another's refused.
 """
 
@@ -31,7 +31,8 @@ from torch import Tensor
 
 AVX2 = ("avx2", "fma", "f16c", "bmi2")
 AVX512 = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vnni", "avx512vbmi", "avx512vbmi2")
-SETS = {"avx512": AVX2 + AVX512, "avx2": AVX2}
+AMX = ("avx512bf16", "amx-tile", "amx-int8", "amx-bf16")
+SETS = {"amx": AVX2 + AVX512 + AMX, "avx512": AVX2 + AVX512, "avx2": AVX2}
 """Instruction sets, best first, and the compiler's names of what they need."""
 FLAGS = (
     "-O2",
@@ -84,15 +85,31 @@ def instruction_set() -> str:
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     told = next((line for line in lines if line.startswith("flags")), "").replace("_", "").split()
     for name, needs in SETS.items():
-        if set(needs) <= set(told) and asked in {"", name}:
+        if {need.replace("-", "") for need in needs} <= set(told) and asked in {"", name} and (name != "amx" or _tiles()):
             return name
     return f"the processor has no {asked.upper() or 'AVX2'}"
 
 
+def _tiles() -> bool:
+    """Whether this process may use matrix registers, which Linux grants on request."""
+    call, request, data = map(ctypes.c_long, (158, 0x1023, 18))
+    return ctypes.CDLL(None).syscall(call, request, data) == 0  # type: ignore[no-any-return]
+
+
 @functools.cache
 def library() -> ctypes.CDLL:
-    """The library, built if it is not there. Raises OSError or SubprocessError."""
+    """The library, built if it is not there; for AVX-512 where the compiler is older than AMX. Raises OSError,
+    SubprocessError."""
     name = instruction_set()
+    try:
+        return _built(name)
+    except OSError:
+        if name != "amx":
+            raise
+        return _built("avx512")
+
+
+def _built(name: str) -> ctypes.CDLL:
     compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("c++")
     if compiler is None:
         raise OSError("no C++ compiler is installed (g++)")
@@ -148,6 +165,12 @@ def _run(command: list[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     if done.returncode:
         raise OSError(f"{command[0]} says: {done.stderr.strip()[-500:]}")
+
+
+@functools.cache
+def has(name: str) -> bool:
+    """Whether the library for this machine's instruction set has a function."""
+    return hasattr(library(), name)
 
 
 @functools.cache

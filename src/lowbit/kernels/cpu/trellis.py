@@ -5,14 +5,16 @@ Idea      Lanes are tiles: a vector of 16-bit lanes holds the states of 32 tiles
           funnel shift. Products, the sum of their bytes and a dot product with 16-bit x take 9 instructions for 32 weights; up
           to four tokens share all but the last. bfloat16 x becomes 16 bits with one scale a token (3e-5), and slope and offset
           of the values follow the sums: values before their rounding to half precision (2e-4). float32 x is multiplied by the
-          rounded values. Above 16 tokens (float32: 4) panels of rows are decoded into x's dtype for a plain product.
+          rounded values. Above 16 tokens (float32: 4) panels of rows are decoded into x's dtype for a plain product; where the
+          processor has AMX, above 4 bfloat16 tokens into its tiles.
 Layout    words int16 [panels of 64 rows, slices, spans of 128 inputs, words, 4, 8]: a slice is an eighth of a tile's steps, its
           rows s and s + 8; [4, 8] tiles have the same word of their streams side by side, first code highest. Rows and inputs
           are padded.
 Source    QTIP (2406.11235) for the codes; the kernel is our own.
 Figures   4096x4096, one thread of an EPYC (Zen 4), bfloat16 x at 1 / 4 / 16 / 128 tokens, ms: trellis2 0.88 / 1.43 / 5.9 / 26,
           nn.Linear in bfloat16 3.5 / 3.3 / 5.2 / 21.5; decoded.py, which looks states up: 30 / 31 / 40 / 59. With AVX2 alone
-          1.0 / 2.0. Relative error against float64, Gaussian x: 3e-7 (float32), 1.7e-3 (bfloat16: the rounding of y).
+          1.0 / 2.0. AMX at 2.5 GHz 1.2 / 1.6 / 3.2 / 7.3, nn.Linear 2.5 / 2.6 / 3.0 / 7.1. Relative error against float64,
+          Gaussian x: 3e-7 (float32), 1.7e-3 (bfloat16: the rounding of y; in AMX's tiles 2.3e-3).
 Traps     Other rules, scales of groups and rates that are not compiled: decoded.py.
 """
 
@@ -28,6 +30,8 @@ from lowbit.kernels.cpu import _build
 
 RANK = 18
 DECODE_TOKENS = {torch.bfloat16: 16, torch.float32: 4}
+TEAM, TILES = 4, "lowbit_trellis_tiles"
+"""From more than TEAM bfloat16 tokens on matrix registers multiply decoded tiles, where there are any."""
 PANEL = 1 << 21
 ROWS, SPAN, SLICES, HIGH, WIDE = 64, 128, 8, 4, 8
 RULES = ((mul1, 16, (1, 2, 3, 4)), (mul2, 16, (3, 4, 5, 7)), (masked, 16, (2, 3, 4)), (mul1, 12, (2, 3, 4)))
@@ -85,6 +89,10 @@ def linear(x: Tensor, prepared: dict[str, Tensor], format: Format, shape: tuple[
     x = x.contiguous()
     y = torch.empty(x.shape[0], shape[0], dtype=x.dtype)
     words, scale = prepared["words"], prepared["scale"]
+    if x.shape[0] > TEAM and x.dtype == torch.bfloat16 and _build.has(TILES):
+        run = _build.function(TILES, "ppiiipiipii")
+        run(x.data_ptr(), y.data_ptr(), x.shape[0], *shape, *_matrix(words, scale, format, shape))
+        return y
     if x.shape[0] <= DECODE_TOKENS[x.dtype]:
         _call(x, y, words, scale, format, shape)
         return y
@@ -102,8 +110,11 @@ def linear(x: Tensor, prepared: dict[str, Tensor], format: Format, shape: tuple[
 
 def _call(x: Tensor | None, y: Tensor, words: Tensor, scale: Tensor, format: Format, shape: tuple[int, int]) -> None:
     run = _build.function("lowbit_trellis", "ppiiiipiipii")
-    run(
-        _build.address(x), _build.address(y), _build.KINDS[y.dtype], 0 if x is None else x.shape[0], *shape,
-        _build.address(words), _rule(format), int(format.dtype.bits),
-        _build.address(scale), int(len(scale) == 1), _build.threads(shape[0] * shape[1]),
-    )  # fmt: skip
+    tokens = 0 if x is None else x.shape[0]
+    run(_build.address(x), y.data_ptr(), _build.KINDS[y.dtype], tokens, *shape, *_matrix(words, scale, format, shape))
+
+
+def _matrix(words: Tensor, scale: Tensor, format: Format, shape: tuple[int, int]) -> tuple[int | None, ...]:
+    """What the C++ is told of a matrix."""
+    told = words.data_ptr(), _rule(format), int(format.dtype.bits), scale.data_ptr(), int(len(scale) == 1)
+    return *told, _build.threads(shape[0] * shape[1])

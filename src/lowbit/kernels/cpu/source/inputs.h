@@ -22,18 +22,19 @@ struct Cut {
 };
 
 /// Tokens as whole numbers, `team` of them side by side: [teams][bytes][quads of inputs][team], so that those who multiply
-/// together read one stream. sums: of each block, for zero points; starts: `less` of them taken off, where it is not 0.
+/// together read one stream; for matrix registers [teams][inputs / 4 / side][bytes][team][side quads], a row a token.
+/// sums: of each block, for zero points; starts: `less` of them taken off, where it is not 0.
 struct Inputs {
-  int64_t inputs, blocks, team;
+  int64_t inputs, blocks, team, side;
   int parts;
   int32_t less, *quads, *starts;
   float *scale, *sums;
 
   static size_t size(int64_t tokens, int64_t inputs, int64_t blocks) { return tokens * (3 * inputs + 8 * blocks + 4); }
 
-  /// tokens: whole teams. room: of `size` bytes.
-  Inputs(char *room, int64_t tokens, int64_t inputs, int64_t blocks, int64_t team, int parts, int32_t less)
-      : inputs(inputs), blocks(blocks), team(team), parts(parts), less(less) {
+  /// tokens: whole teams. side: 0 without matrix registers. room: of `size` bytes.
+  Inputs(char *room, int64_t tokens, int64_t inputs, int64_t blocks, int64_t team, int64_t side, int parts, int32_t less)
+      : inputs(inputs), blocks(blocks), team(team), side(side), parts(parts), less(less) {
     quads = (int32_t *)room;
     scale = (float *)(room + tokens * 3 * inputs);
     sums = scale + tokens;
@@ -43,7 +44,13 @@ struct Inputs {
   /// The quad of input k of the first token of the team of `token`.
   const int32_t *at(int64_t token, int part, int64_t k) const { return quads + (token / team * parts + part) * inputs / 4 * team + k / 4 * team; }
 
+  /// The rows of the team of `token` from input k on: bytes by tokens.
+  int32_t *rows(int64_t token, int64_t k) const { return quads + (token / team * (inputs / 4) + k / 4) * parts * team; }
+
   void put(int64_t token, int part, const int8_t *codes) {
+    for (int64_t k = 0; side && k < inputs; k += 4 * side)
+      std::memcpy(rows(token, k) + (part * team + token % team) * side, codes + k, 4 * side);
+    if (side) return;
     int32_t *to = (int32_t *)at(token, part, 0) + token % team;
     for (int64_t quad = 0; quad < inputs / 4; quad++) to[quad * team] = word(codes + 4 * quad);
   }

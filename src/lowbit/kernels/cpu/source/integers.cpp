@@ -1,29 +1,15 @@
 // integers - y = x W.T for whole-number codes of 1 to 6 and 8 bits with a scale for each row and group.
 //
-// Tiles of 16 rows: a lane is a row, its four bytes are four inputs. A chunk is 32 inputs of a tile, 64 bytes for each bit of
-// a code, in planes of 4, 2 and 1 bits; chunks of the four tiles of a panel lie side by side (integers.py). dot() multiplies unsigned codes with signed bytes of x, of which there
-// are PARTS (inputs.h). Few tokens share the unpacking in registers; many share a panel of unpacked bytes in the second cache.
+// dot() multiplies unsigned codes (integers.h) with signed bytes of x, of which there are PARTS (inputs.h). Few tokens share the
+// unpacking in registers; many share a panel of unpacked bytes in the second cache, or matrix registers (integers_tiles.h).
 #ifndef __AVX512VNNI__
 // Sums of 16 bits are added in the order of the source, or GCC keeps all products of a turn at once and spills them.
 #pragma GCC optimize("no-tree-reassoc", "no-tree-ter")
 #endif
-#include "inputs.h"
+#include "integers_tiles.h"
 
 namespace {
 
-struct Matrix {
-  const uint8_t *codes;
-  const void *scale;
-  const void *zero;
-  bool float_zero;
-  float middle;
-  int64_t rows, inputs, group;
-  int bits, scale_kind;
-};
-
-constexpr int TILE = 16, CHUNK = 32;
-/// Rows are padded to whole panels.
-constexpr int PANEL = 64, TILES = PANEL / TILE;
 /// Tokens that multiply a panel together, and registers of rows: as many sums as there are registers for. TEAM: tokens that
 /// share codes unpacked in registers, with SUMS sums.
 #ifdef __AVX512VNNI__
@@ -35,53 +21,6 @@ constexpr int HIGH = 2, WIDE = 4, TEAM = 4, SUMS = 8;
 constexpr int64_t FEW = 16, SLAB = 192;
 /// Inputs of a panel that are open at once, in the second cache.
 constexpr int64_t SPAN = 4096;
-/// Bytes of codes that are asked for ahead, across the ends of panels.
-constexpr int64_t AHEAD = 8192;
-
-/// Moved to the left, or to the right if negative.
-INLINE inline Reg moved(Reg v, int bits) { return bits > 0 ? left(v, bits) : bits < 0 ? right(v, -bits) : v; }
-
-/// Codes of a chunk as bytes: q[i] has inputs 4i .. 4i + 3 of REG_LANES rows, here for i = 2 pair and the next.
-template <int BITS> INLINE inline void unpack(const uint8_t *p, int pair, Reg q[2]) {
-  if constexpr (BITS == 8) {
-    EACH(j, 2) q[j] = reg_at(p + 64 * (2 * pair + j));
-    return;
-  }
-  if constexpr ((BITS & 4) != 0) {
-    const Reg mask = reg(0x0F0F0F0F), v = reg_at(p + 64 * pair);
-    q[0] = both(v, mask);
-    q[1] = both(right(v, 4), mask);
-    p += 256;
-  }
-  if constexpr ((BITS & 2) != 0) {
-    constexpr int place = BITS & 4;
-    const Reg mask = reg(0x03030303 << place), both_pairs = reg_at(p + pair / 2 * 64);
-    EACH(j, 2) {
-      const Reg v = moved(both_pairs, place - (2 * pair + j) % 4 * 2);
-      q[j] = place ? join(q[j], v, mask) : both(v, mask);
-    }
-    p += 128;
-  }
-  if constexpr ((BITS & 1) != 0) {
-    constexpr int place = BITS & 6;
-    const Reg mask = reg(0x01010101 << place), all = reg_at(p);
-    EACH(j, 2) {
-      const Reg v = moved(all, place - (2 * pair + j));
-      q[j] = place ? join(q[j], v, mask) : both(v, mask);
-    }
-  }
-}
-
-/// The scales of REG_LANES rows for a group. at: their place.
-inline RegF scales(const Matrix &w, int64_t at) {
-  return w.scale_kind == FLOAT32 ? regf_at((const float *)w.scale + at) : regf_of_halves((const uint16_t *)w.scale + at);
-}
-
-/// The zero points of REG_LANES rows for a group, in codes.
-inline RegF zeros(const Matrix &w, int64_t at) {
-  if (w.zero == nullptr) return regf(w.middle);
-  return w.float_zero ? regf_of_halves((const uint16_t *)w.zero + at) : real(reg_of_bytes((const uint8_t *)w.zero + at));
-}
 
 /// Sums of M tokens times R registers of rows along a block. Where products of few bits have room in 16 bits (TURN of them),
 /// sums are narrow first and widened in turns, the first two bytes of x put together on the way; else each byte has its own.
@@ -155,7 +94,7 @@ template <int BITS, int PARTS, int M> void few(const Matrix &w, const Inputs &x,
         const int32_t *at[PARTS];
         EACH(part, PARTS) at[part] = quads[part] + chunk * (CHUNK / 4 * M);
         const uint8_t *codes = p + chunk * chunk_bytes;
-        if (first == 0) EACH(i, TILES * BITS) _mm_prefetch((const char *)codes + i * 64 + AHEAD, _MM_HINT_T1);
+        if (first == 0) ask<BITS>(codes);
         sums.add(codes + first * REG_LANES / TILE * tile_bytes + first * REG_LANES % TILE * 4, at);
       };
       const auto finish = [&](const S &sums, int first) INLINE {
@@ -188,23 +127,6 @@ template <int BITS, int PARTS, int M> void few(const Matrix &w, const Inputs &x,
       EACH(part, PARTS) quads[part] += chunks * (CHUNK / 4 * M);
     }
   EACH(i, REGS * M) store(y + i % M * PANEL + i / M * REG_LANES, times(found[i / M][i % M], regf(x.scale[token + i % M])));
-}
-
-/// The codes of a panel and block as bytes: [quads of inputs][tiles][64].
-template <int BITS> void open(const Matrix &w, const Cut &cut, int64_t panel, int64_t block, uint8_t *to) {
-  const int64_t start = cut.start(block);
-  const uint8_t *p = w.codes + (panel * w.inputs + start) / CHUNK * TILES * 64 * BITS;
-  for (int64_t k = start; k < cut.stop(block); k += CHUNK) {
-    for (int tile = 0; tile < TILES; tile++, p += 64 * BITS) {
-      EACH(pair, 4) {
-        for (int part = 0; part < 64; part += 4 * REG_LANES) {
-          Reg q[2];
-          unpack<BITS>(p + part, pair, q);
-          EACH(j, 2) store(to + ((k - start) / 4 + 2 * pair + j) * PANEL * 4 + tile * 64 + part, q[j]);
-        }
-      }
-    }
-  }
 }
 
 /// Add M tokens times HIGH registers of rows, a quad of an open panel.
@@ -266,7 +188,6 @@ void multiply(const Matrix &w, const Inputs &x, const Cut &cut, int64_t panel, i
 }
 
 using Few = void (*)(const Matrix &, const Inputs &, int64_t, int64_t, float *);
-using Open = void (*)(const Matrix &, const Cut &, int64_t, int64_t, uint8_t *);
 using Multiply = void (*)(const Matrix &, const Inputs &, const Cut &, int64_t, int64_t, int64_t, const uint8_t *, float *);
 
 template <int PARTS, int M> Few few_of(int bits) {
@@ -276,10 +197,6 @@ template <int PARTS, int M> Few few_of(int bits) {
 }
 template <int PARTS> Few few_of(int bits, int64_t tokens) {
   return tokens == 1 ? few_of<PARTS, 1>(bits) : tokens == 2 ? few_of<PARTS, 2>(bits) : few_of<PARTS, TEAM>(bits);
-}
-Open open_of(int bits) {
-  constexpr Open found[] = {open<1>, open<2>, open<3>, open<4>, open<5>, open<6>, nullptr, open<8>};
-  return found[bits - 1];
 }
 template <int BITS, int PARTS> Multiply multiply_of(int64_t tokens) {
 #ifdef __AVX512VNNI__
@@ -341,6 +258,17 @@ struct Call {
     float *y = (float *)room;
     uint8_t *q = (uint8_t *)(y + tokens * PANEL);
     std::memset(y, 0, tokens * PANEL * 4);
+    multiply_all(panel, q, y);
+    for (int64_t m = 0; m < tokens; m++) {
+      for (int j = 0; j < PANEL; j++) y[m * PANEL + j] *= x.scale[m];
+      write(m, panel, y + m * PANEL);
+    }
+  }
+
+  void multiply_all(int64_t panel, uint8_t *q, float *y) const {
+#ifdef __AMX_INT8__
+    if (x.side) return by_bytes(w, x, cut, panel, tokens, q, y);
+#endif
     for (int64_t first = 0; first < cut.blocks; first += SPAN / BLOCK) {
       const int64_t last = std::min(first + SPAN / BLOCK, cut.blocks), start = cut.start(first);
       for (int64_t block = first; block < last; block++) open_of(w.bits)(w, cut, panel, block, q + (cut.start(block) - start) * PANEL);
@@ -353,10 +281,6 @@ struct Call {
           multiply(w, x, cut, panel, block, m, q + (cut.start(block) - start) * PANEL, y + m * PANEL);
       }
     }
-    for (int64_t m = 0; m < tokens; m++) {
-      for (int j = 0; j < PANEL; j++) y[m * PANEL + j] *= x.scale[m];
-      write(m, panel, y + m * PANEL);
-    }
   }
 
   void run(int64_t threads) const {
@@ -365,14 +289,20 @@ struct Call {
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
       static thread_local Room room;
-      const bool many = tokens > FEW;
+      const bool many = tokens > FEW || x.side;
       char *mine = room.get(std::max<int64_t>(x.inputs * 7, many ? (tokens * 4 + SPAN) * PANEL : 0));
       int64_t start, stop;
       while (tokens_left.take(start, stop))
         for (; start < stop; start++) read(start, mine);
 #pragma omp barrier
+#ifdef __AMX_INT8__
+      if (x.side) shapes(x).load();
+#endif
       while (panels_left.take(start, stop))
         for (; start < stop; start++) many ? many_tokens(start, mine) : few_tokens(start);
+#ifdef __AMX_INT8__
+      if (x.side) Shapes::release();
+#endif
     }
   }
 };
@@ -387,14 +317,23 @@ EXPORT void lowbit_integers(const char *x, const float *x_scale, char *y, int64_
   const int64_t padded = (inputs + CHUNK - 1) / CHUNK * CHUNK;
   const Matrix w{codes, scale, zero, float_zero != 0, (float)middle, rows, padded, group ? group : padded, (int)bits, (int)scale_kind};
   const Cut cut(padded, w.group);
+#ifdef __AMX_INT8__
+  const From from(w.group);
+  if (kind == BFLOAT16 && clip == 0 && tokens >= from.halves)
+    return by_halves(w, (const uint16_t *)x, (uint16_t *)y, tokens, inputs, threads);
+  const auto side_of = [&](int64_t n) { return n < from.bytes ? 0 : w.group % 64 ? 8 : 16; };
+#else
+  const auto side_of = [](int64_t) { return 0; };
+#endif
   static thread_local Room room;
   const int64_t width = kind == INT8 ? 1 : kind == FLOAT32 ? 4 : 2, out = kind == BFLOAT16 ? 2 : 4;
   for (int64_t start = 0; start < tokens; start += SLAB) {
-    const int64_t n = std::min(SLAB, tokens - start), team = n > FEW ? WIDE : n > 2 ? TEAM : n, held = (n + team - 1) / team * team;
+    const int64_t n = std::min(SLAB, tokens - start), side = side_of(n), teams = (n + 15) / 16;
+    const int64_t team = side ? (n + teams - 1) / teams : n > FEW ? WIDE : n > 2 ? TEAM : n, held = (n + team - 1) / team * team;
     const int parts = kind == INT8 || clip > 0 ? 1 : kind == BFLOAT16 ? 2 : 3;
     /// A code for 0 that is a whole number is taken off before the products; else, and from three bytes, after them.
-    const int32_t less = zero || parts == 3 || w.middle != (int32_t)w.middle || n > FEW ? 0 : (int32_t)w.middle;
-    Inputs numbers(room.get(Inputs::size(held, padded, cut.blocks)), held, padded, cut.blocks, team, parts, less);
+    const int32_t less = zero || parts == 3 || w.middle != (int32_t)w.middle || n > FEW || side ? 0 : (int32_t)w.middle;
+    Inputs numbers(room.get(Inputs::size(held, padded, cut.blocks)), held, padded, cut.blocks, team, side, parts, less);
     Call{w, cut, numbers, x + start * inputs * width, x_scale + start, y + start * rows * out, n, inputs, (int)kind, (float)clip}
         .run(threads);
   }

@@ -6,6 +6,7 @@
 //
 // A sum of bytes has 10 bits. bfloat16 x becomes 16 bits with one scale a token, sums are multiplied with them as they are, and
 // the value's slope and offset follow: values before their rounding to half precision. float32 x is multiplied by the values.
+#include "halves.h"
 #include "inputs.h"
 
 #include <utility>
@@ -115,7 +116,7 @@ struct Slice {
     p = first + slice * all;
     before = first + (slice + SLICES - 1) % SLICES * all + stride - 64;
   }
-  void next() { p += stride, before += stride; }
+  void next(int64_t spans = 1) { p += spans * stride, before += spans * stride; }
 };
 
 /// Tokens by teams: [teams][spans][SIDE columns][team][8 columns of tiles]: 16 bits, or floats, even columns first.
@@ -206,24 +207,42 @@ template <int RULE, int BITS, int M, bool WHOLE> void few(const Matrix &w, const
   }
 }
 
-/// A panel decoded to y [ROWS][spans * SPAN], bfloat16 (WHOLE) or float32; inputs of a span as (column of a tile, tile).
-template <int RULE, int BITS, bool WHOLE> void open(const Matrix &w, int64_t panel, char *y) {
+/// Where a panel is decoded to: [ROWS][spans * SPAN], inputs of a span as (column of a tile, tile). Rows that are not there are not written.
+struct Rows {
+  char *y;
+  int64_t rows, spans, wide;
+  bool there(int64_t row) const { return row < rows; }
+  char *at(int64_t row, int64_t span, int64_t column) const { return y + (row * spans * SPAN + span * SPAN + column * WIDE) * wide; }
+};
+#ifdef __AMX_BF16__
+/// The same in tiles of 16 rows and 32 inputs (halves.h).
+struct Tiles {
+  char *room;
+  bool there(int64_t) const { return true; }
+  char *at(int64_t row, int64_t span, int64_t column) const {
+    const int64_t k = span * SPAN + column * WIDE;
+    return room + (k / STEP * HIGH_TILES + row / SIXTEEN) * TILE_BYTES + row % SIXTEEN * 64 + k % STEP * 2;
+  }
+};
+#endif
+
+/// Spans of a panel decoded to bfloat16 (WHOLE) or float32. place: of its rows, the first span at 0.
+template <int RULE, int BITS, bool WHOLE, class Place> void open(const Matrix &w, int64_t panel, int64_t first, int64_t last, const Place &place_of) {
   using C = Code<RULE, BITS>;
   constexpr int64_t wide = WHOLE ? 2 : 4;
   for (int slice = 0; slice < SLICES; slice++) {
     Slice at(w, panel, slice, C::words);
+    at.next(first);
     float sizes[32];
-    char *rows[2 * HIGH];
+    int64_t rows[2 * HIGH];
     for (int i = 0; i < 32; i++) {
-      const int64_t row = i % 16 / 4 * SIDE + slice + i / 16 * 8;
-      const bool there = panel * ROWS + row < w.rows;
-      sizes[i] = there ? w.size(panel * ROWS + row) : 0;
-      rows[i / 4] = there ? y + row * w.spans * SPAN * wide : nullptr;
+      const int64_t row = rows[i / 4] = i % 16 / 4 * SIDE + slice + i / 16 * 8;
+      sizes[i] = panel * ROWS + row < w.rows ? w.size(panel * ROWS + row) : 0;
     }
-    for (int64_t span = 0; span < w.spans; span++, at.next())
+    for (int64_t span = 0; span < last - first; span++, at.next())
       C::decode(at.p, at.before, [&](auto place, int columns, Ints sums) INLINE {
         constexpr int h = half(place);
-        const int64_t to = (span * SPAN + (column(place) + columns) * WIDE) * wide;
+        const int64_t to = column(place) + columns;
         const Floats size = load(sizes + 16 * h);
         alignas(64) char lanes[32 * wide];
         if constexpr (WHOLE) {
@@ -236,20 +255,28 @@ template <int RULE, int BITS, bool WHOLE> void open(const Matrix &w, int64_t pan
           for (int i = 0; i < 32; i++) ((float *)lanes)[i] = apart[i / 2 + i % 2 * 16];
         }
         EACH(tile, HIGH) {
-          if (rows[HIGH * h + tile]) std::memcpy(rows[HIGH * h + tile] + to, lanes + tile * WIDE * wide, WIDE * wide);
+          const int64_t row = rows[HIGH * h + tile];
+          if (place_of.there(row)) std::memcpy(place_of.at(row, span, to), lanes + tile * WIDE * wide, WIDE * wide);
         }
       });
   }
 }
 
 using Few = void (*)(const Matrix &, const Tokens &, int64_t, int64_t, float *);
-using Open = void (*)(const Matrix &, int64_t, char *);
+template <class Place> using Open = void (*)(const Matrix &, int64_t, int64_t, int64_t, const Place &);
 struct Kernels {
   Few one, team, floats;
-  Open open, open_floats;
+  Open<Rows> open, open_floats;
+#ifdef __AMX_BF16__
+  Open<Tiles> open_tiles;
+#endif
 };
 template <int RULE, int BITS> constexpr Kernels kernels_of() {
-  return {few<RULE, BITS, 1, true>, few<RULE, BITS, TEAM, true>, few<RULE, BITS, 1, false>, open<RULE, BITS, true>, open<RULE, BITS, false>};
+  return {few<RULE, BITS, 1, true>, few<RULE, BITS, TEAM, true>, few<RULE, BITS, 1, false>, open<RULE, BITS, true, Rows>, open<RULE, BITS, false, Rows>,
+#ifdef __AMX_BF16__
+          open<RULE, BITS, true, Tiles>,
+#endif
+  };
 }
 /// The rates that are compiled: RULES of trellis.py.
 Kernels kernels(int64_t rule, int64_t bits) {
@@ -281,7 +308,8 @@ EXPORT void lowbit_trellis(const char *x, char *y, int64_t kind, int64_t tokens,
     while (left.take(panel, stop))
       for (; panel < stop; panel++) {
         if (!x) {
-          (kind == FLOAT32 ? found.open_floats : found.open)(w, panel, y + panel * ROWS * spans * SPAN * wide);
+          const Rows to{y + panel * ROWS * spans * SPAN * wide, rows - panel * ROWS, spans, wide};
+          (kind == FLOAT32 ? found.open_floats : found.open)(w, panel, 0, spans, to);
           continue;
         }
         const int64_t n = std::min<int64_t>(ROWS, rows - panel * ROWS);
@@ -296,3 +324,22 @@ EXPORT void lowbit_trellis(const char *x, char *y, int64_t kind, int64_t tokens,
       }
   }
 }
+
+#ifdef __AMX_BF16__
+/// Many tokens: bfloat16 x [tokens, inputs] -> y [tokens, rows].
+EXPORT void lowbit_trellis_tiles(const uint16_t *x, uint16_t *y, int64_t tokens, int64_t rows, int64_t inputs, const uint8_t *words,
+                                 int64_t rule, int64_t bits, const float *scale, int64_t shared, int64_t threads) {
+  constexpr int64_t turn = SPAN / STEP;
+  const int64_t spans = (inputs + SPAN - 1) / SPAN;
+  const Matrix w{words, rows, spans, scale, shared != 0};
+  const Open<Tiles> open = kernels(rule, bits).open_tiles;
+  const auto order = [&](const uint16_t *from, char *to) {
+    for (int64_t k = 0; k < inputs; k++) {
+      const int64_t place = k % SIDE * WIDE + k % SPAN / SIDE, step = k / SPAN * turn + place / STEP;
+      std::memcpy(to + step * TILE_BYTES + place % STEP * 2, from + k, 2);
+    }
+  };
+  const auto opened = [&](int64_t panel, int64_t from, int64_t to, char *room) { open(w, panel, from / turn, to / turn, Tiles{room}); };
+  many_tokens<true>(x, y, tokens, rows, inputs, spans * turn, threads, order, opened, [](int64_t, float *) { return false; });
+}
+#endif
