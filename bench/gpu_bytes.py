@@ -1,12 +1,12 @@
 """gpu_bytes - weights of 8 and 4 bits times 8-bit inputs on an NVIDIA GPU, rounding included, beside rivals' products.
 
-    python bench/gpu_bytes.py [--tokens 1,16,64,256,1024,4096] [--shapes 4096x4096,...] [--torchao] [--cuts]
+    python bench/gpu_bytes.py [--tokens 1,16,64,256,1024,4096] [--shapes 4096x4096,...] [--torchao]
 
 Rows: ours (rounding and product), ours without rounding, rounding alone, rounding behind a Hadamard matrix of all inputs;
 torch's products alone, _scaled_mm with one scale and with a scale a row, _int_mm, and CUTLASS as vLLM has it; where asked for,
-torchao's layer, which rounds its inputs too and takes seconds to compile, and every cut of bytes.cu (above 64 tokens, ours
-for int8). Products are checked against float64: what is off by more than 2 % gets no row. Elements
-int4 (int4-g128 times int8, for CUTLASS times float8) and blocks (fp8-b128x128 times fp8-g128): no products of torch.
+torchao's layer, which rounds its inputs too and takes seconds to compile. Products are checked against float64: what is off by
+more than 2 % gets no row. Elements int4 (int4-g128 times int8, for CUTLASS times float8) and blocks (fp8-b128x128 times
+fp8-g128): no products of torch.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from lowbit import formats
 from lowbit.kernels import activation as acting
 from lowbit.kernels import packing
 from lowbit.kernels.activation import Activation
-from lowbit.kernels.cuda import _activations, _bytes, _product, byte_act, int4_act
+from lowbit.kernels.cuda import _activations, _product, byte_act, int4_act
 from lowbit.kernels.cuda._activations import E4M3, INT8
 from lowbit.kernels.cuda._product import DECODE_TOKENS, Kind
 
@@ -36,7 +36,7 @@ ALONE = {"int4": ("int4-g128", "int8-token", int4_act), "blocks": ("fp8-b128x128
 
 
 def contenders(
-    element: str, cuts: bool, with_torchao: bool, shape: tuple[int, int], tokens: int
+    element: str, with_torchao: bool, shape: tuple[int, int], tokens: int
 ) -> Iterator[tuple[str, list[Call], Tensor | None]]:
     """Name, calls over enough weights to go past the cache, and what they should give."""
     kind = byte_act.ELEMENTS[element]
@@ -53,10 +53,6 @@ def contenders(
     ready = _activations.quantize(x, kind, ordered=int(run is byte_act._few))[0]
     yield "ours", [partial(byte_act.rounded, x, w, format, shape, activation) for w in weights], exact
     yield "ours without rounding", [partial(run, ready, scale, w, kind, shape, x.dtype) for w in weights], exact
-    for how in sorted(set(_bytes.CUTS[INT8] + _bytes.CUTS[kind]), key=str) if cuts and tokens > 16 else ():
-        name = f"bytes.cu {how.high}x{how.eights}{' along rows' if how.along else ''}{' folded' if how.fold else ''}"
-        if (how.high == 1) == (tokens <= DECODE_TOKENS):
-            yield name, [partial(_in_one_launch, codes, scale, kind, shape[0], how, w) for w in weights], exact
     inputs = [x.clone() for _ in range(copies(2 * x.numel()) if tokens > 256 else 2)]
     yield "rounding", [partial(_codes, x, kind, 0) for x in inputs], None
     if not _activations.refusal(x, shape[1]):
@@ -160,12 +156,6 @@ def _product_of(codes: Tensor, scale: Tensor, kind: Kind, shape: tuple[int, int]
     return y
 
 
-def _in_one_launch(codes: Tensor, scale: Tensor, kind: int, rows: int, how: _bytes.Cut, prepared: dict[str, Tensor]) -> Tensor:
-    y = torch.empty(len(codes), rows, dtype=torch.bfloat16, device=codes.device)
-    _bytes.launch(codes, scale, prepared, y, kind, how)
-    return y
-
-
 def _codes(x: Tensor, kind: int, size: int) -> Tensor:
     return _activations.quantize(x, kind, size=size)[0]
 
@@ -177,13 +167,13 @@ def main() -> None:
     parser.add_argument("--shapes", default="4096x4096,14336x4096,4096x14336")
     parser.add_argument("--elements", default="int8,e4m3,int4,blocks")
     parser.add_argument("--torchao", action="store_true", help="its layer too")
-    parser.add_argument("--cuts", action="store_true", help="every cut of bytes.cu too")
     asked = parser.parse_args()
-    both = (asked.cuts, asked.torchao)
     for element, text, tokens in product(asked.elements.split(","), asked.shapes.split(","), map(int, asked.tokens.split(","))):
         rows, inputs = map(int, text.split("x"))
         least = floor(rows * inputs * (0.515625 if element == "int4" else 1) + 2.0 * tokens * (rows + inputs))
-        found = (partial(alone, element) if element in ALONE else partial(contenders, element, *both))((rows, inputs), tokens)
+        found = (partial(alone, element) if element in ALONE else partial(contenders, element, asked.torchao))(
+            (rows, inputs), tokens
+        )
         for name, calls, exact in found:
             try:
                 error = float((calls[0]().double() - exact).norm() / exact.norm()) if exact is not None else 0.0

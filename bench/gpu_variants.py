@@ -1,6 +1,7 @@
-"""gpu_variants - ways to cut attention.cu and prefill.cu for this GPU beside each other: what `Cut` in their .py files is from.
+"""gpu_variants - ways to cut attention.cu, prefill.cu and bytes.cu beside each other: what `Cut` in their .py files is from.
 
-    python bench/gpu_variants.py [attention prefill] [--kinds int8,...] [--tokens 512] [--shapes 4096x4096,...] [--workers 16]
+    python bench/gpu_variants.py [attention prefill bytes] [--kinds int8,...] [--tokens 512] [--shapes 4096x4096,...]
+                                 [--elements int8,e4m3] [--workers 16]
 
 Each variant is checked three times first, against float64; then all are timed once, and once more in the other order: both
 medians stand in its line, best first. All programs are compiled before, in processes beside each other.
@@ -14,8 +15,10 @@ from functools import partial
 from itertools import product
 from typing import Any
 
+import _gpu_rivals
 import _matrices
 import gpu_attention
+import gpu_bytes
 import torch
 from _gpu_timing import copies, floor, microseconds, right
 from _rows import keep
@@ -25,7 +28,8 @@ from torch import Tensor
 from lowbit import formats
 from lowbit.core.errors import KernelUnavailable
 from lowbit.kernels import packing
-from lowbit.kernels.cuda import _attention, _build, _fragments, _prefill, linear
+from lowbit.kernels.cuda import _activations, _attention, _build, _bytes, _fragments, _prefill, _product, byte_act, linear
+from lowbit.kernels.cuda._activations import E4M3
 from lowbit.kernels.cuda._attention import FLOAT8, Cut, Side
 
 SEQUENCES = 8
@@ -124,6 +128,54 @@ def prefill(shape: tuple[int, int], tokens: int) -> Subject:
     return Subject(f"{shape[0]}x{shape[1]} {tokens}", calls, size, error)
 
 
+def byte_cuts(kind: int, few: bool) -> Iterator[_bytes.Cut]:
+    """Those that are chosen from; without clusters, in larger ones, two blocks a multiprocessor, sums folded elsewhere."""
+    for how in (how for how in _bytes.CUTS[kind] if (how.high == 1) == few):
+        yield how
+        stage = how.shared_bytes // how.stages
+        if how.eights <= 8:  # more rows would need more registers than half of a multiprocessor has
+            yield replace(how, stages=_product.SHARED // 2 // stage, blocks=2)
+        if few or not how.along:
+            yield replace(how, share=1)
+        if few:
+            yield replace(how, share=4)
+        if how.fold:
+            yield replace(how, fold=4)
+    if not few:
+        yield _bytes.Cut(1, 32, 2, blocks=2)
+        if kind == E4M3:
+            yield _bytes.Cut()
+
+
+def byte_products(element: str, shape: tuple[int, int], tokens: int) -> Subject:
+    """The first call, with None, is CUTLASS of vLLM where it is, else the cut that is chosen."""
+    kind = byte_act.ELEMENTS[element]
+    q = _matrices.quantized({"int8": "int8-row", "e4m3": "fp8-row"}[element], torch.randn(shape, device="cuda"))
+    packed, parts = packing.split(q.format, packing.pack(q), shape)
+    first = byte_act.prepare(q.format, packed, parts, shape)
+    codes, scale = _activations.quantize(torch.randn(tokens, shape[1], device="cuda").bfloat16(), kind)
+    wanted = (codes.double() * scale.double()[:, None]) @ q.decode().double().T
+    held = [{name: t.clone() for name, t in first.items()} for _ in range(copies(shape[0] * shape[1]))]
+    try:
+        rival = gpu_bytes.cutlass(codes, scale, byte_act._scale(first).float(), held)
+    except _gpu_rivals.FAILURES as reason:
+        print(f"CUTLASS: left out, {reason}"[:300], flush=True)
+        rival = []
+
+    def call(how: _bytes.Cut | None, place: int) -> Tensor:
+        if how is None and rival:
+            return rival[place]()
+        y = torch.empty(tokens, shape[0], dtype=torch.bfloat16, device="cuda")
+        _bytes.launch(codes, scale, held[place], y, kind, how)
+        return y
+
+    def error(found: Tensor) -> float:
+        return float((found.double() - wanted).norm() / wanted.norm())
+
+    calls = [partial(call, place=place) for place in range(len(held))]
+    return Subject(f"{element} {shape[0]}x{shape[1]} {tokens}", calls, shape[0] * shape[1], error)
+
+
 def measure(part: str, subject: Subject, tried: Iterable[Any]) -> None:
     sound = {}
     for how in tried:
@@ -140,18 +192,21 @@ def measure(part: str, subject: Subject, tried: Iterable[Any]) -> None:
             times[how].append(microseconds([partial(call, how) for call in subject.calls], rounds=5, least=20))
     best = sorted(sound, key=lambda how: sum(times[how]))
     for how in best:
-        print(f"{subject.name} {times[how][0]:7.1f} {times[how][1]:7.1f} us {sound[how]:.1e} {how or 'cuBLAS'}", flush=True)
+        print(f"{subject.name} {times[how][0]:7.1f} {times[how][1]:7.1f} us {sound[how]:.1e} {how or 'a library'}", flush=True)
     ours = next(how for how in best if how)
     keep("gpu_cuts", part=part, subject=subject.name, us=round(max(times[ours]), 1), floor_us=round(floor(subject.size), 1),
          error=float(f"{sound[ours]:.1e}"), cut=vars(ours))  # fmt: skip
 
 
-def programs(parts: list[str], kinds: list[str]) -> set[tuple[str, _build.Macros]]:
+def programs(parts: list[str], kinds: list[str], elements: list[str]) -> set[tuple[str, _build.Macros]]:
     found = set()
     if "attention" in parts:
         for kind, side in ((kind, sides(kind)) for kind in kinds):
             macros = partial(_attention.macros, torch.bfloat16, gpu_attention.WIDTH, side, side)
             found |= {("attention.cu", macros(how)) for how in attention_cuts(kind)}
+    if "bytes" in parts:
+        for code, few in product((byte_act.ELEMENTS[element] for element in elements), (False, True)):
+            found |= {("bytes.cu", _bytes.macros(code, torch.bfloat16, cut)) for cut in byte_cuts(code, few)}
     if "prefill" in parts:
         kind_ = linear.kind(formats.parse(PREFILLED))
         found |= {("prefill.cu", _prefill.macros(kind_, torch.bfloat16, how)) for how in prefill_cuts()}
@@ -162,12 +217,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("parts", nargs="*", default=["attention", "prefill"])
     parser.add_argument("--kinds", default="int8,fp8,int4,int2")
+    parser.add_argument("--elements", default="int8,e4m3")
     parser.add_argument("--tokens", default="512")
     parser.add_argument("--shapes", default="4096x4096,14336x4096,4096x14336")
     parser.add_argument("--workers", type=int, default=16)
     asked = parser.parse_args()
-    kinds, start = asked.kinds.split(","), time.perf_counter()
-    wanted = programs(asked.parts, kinds)
+    kinds, elements, start = asked.kinds.split(","), asked.elements.split(","), time.perf_counter()
+    wanted = programs(asked.parts, kinds, elements)
     compile_all(wanted, asked.workers)
     print(f"{len(wanted)} programs in {time.perf_counter() - start:.0f} s", flush=True)
     if "attention" in asked.parts:
@@ -178,6 +234,12 @@ def main() -> None:
         for shape, tokens in product(asked.shapes.split(","), map(int, asked.tokens.split(","))):
             rows, inputs = map(int, shape.split("x"))
             measure("prefill", prefill((rows, inputs), tokens), [None, *prefill_cuts()])
+            torch.cuda.empty_cache()
+    if "bytes" in asked.parts:
+        for element, shape, tokens in product(elements, asked.shapes.split(","), map(int, asked.tokens.split(","))):
+            rows, inputs = map(int, shape.split("x"))
+            tried = byte_cuts(byte_act.ELEMENTS[element], tokens <= _product.DECODE_TOKENS)
+            measure("bytes", byte_products(element, (rows, inputs), tokens), [None, *tried])
             torch.cuda.empty_cache()
     print(f"all in {time.perf_counter() - start:.0f} s", flush=True)
 

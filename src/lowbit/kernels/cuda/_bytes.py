@@ -25,7 +25,7 @@ from lowbit.kernels.cuda._product import DECODE_TOKENS, PROCESSORS, address
 class Cut:
     """A block has `high` times 64 tokens and `eights` times 8 rows; `stages` times 128 columns of both lie in shared memory;
     `share` blocks of a cluster have the same rows, or, `along` the rows, the same tokens. Sums leave the tensor cores after
-    `fold` stages (0: at the end)."""
+    `fold` stages (0: at the end). A multiprocessor has room for `blocks` of them."""
 
     high: int = 2
     eights: int = 32
@@ -33,6 +33,7 @@ class Cut:
     share: int = 2
     along: bool = False
     fold: int = 0
+    blocks: int = 1
 
     @property
     def outputs(self) -> int:
@@ -60,7 +61,7 @@ class Cut:
 
     def clusters(self, tokens: int, rows: int) -> int:
         """As many as live at once on the GPU."""
-        return min(PROCESSORS // self.share, self.tiles(tokens, rows))
+        return min(self.blocks * PROCESSORS // self.share, self.tiles(tokens, rows))
 
 
 SHAPES = ((2, 32, 4), (2, 16, 6), (2, 8, 8))
@@ -105,7 +106,7 @@ def expected(tokens: int, rows: int, inputs: int, how: Cut) -> float:
     """Microseconds to expect."""
     multiplied = how.outputs * 128 / MULTIPLIED
     brought = sum(how.boxes) * 128 / BROUGHT
-    rounds = -(-how.tiles(tokens, rows) // (PROCESSORS // how.share))
+    rounds = -(-how.tiles(tokens, rows) // how.clusters(tokens, rows))
     return LAUNCH + rounds * (-(-inputs // 128) * max(multiplied, brought) + how.outputs / WRITTEN)
 
 
@@ -114,6 +115,7 @@ def macros(kind: int, dtype: torch.dtype, how: Cut) -> _build.Macros:
     values = {
         "ACT": kind, "HALF": int(dtype == torch.float16), "NT": how.eights, "HIGH": how.high, "DEPTH": how.stages,
         "SHARE": how.share, "ALONG": int(how.along), "FOLD": how.fold,
+        "BLOCKS": how.blocks,
     }  # fmt: skip
     return tuple(values.items())
 

@@ -7,7 +7,7 @@
 // while the next one's operands come.
 //
 // Compiled with ACT 1 int8 | 2 float8 e4m3, HALF 0 | 1: y bfloat16 | float16, NT eights of rows of W, a multiple of 4; HIGH, DEPTH,
-// SHARE, ALONG; FOLD: stages after which sums leave the tensor cores, which keep few bits of e4m3's, 0: at the end.
+// SHARE, ALONG; BLOCKS of a multiprocessor; FOLD: stages after which sums leave the tensor cores, which keep few bits of e4m3's, 0: at the end.
 
 constexpr int TOKENS = HIGH * 64, ROWS = NT * 8;             // of a block's tile
 constexpr int WARPS = HIGH * 4;                              // that multiply
@@ -82,7 +82,7 @@ INLINE void write(const Sums& sums, u16* y, const float* token_scale, const u8* 
 }
 
 // x: [tokens, inputs] in boxes of 128 bytes, TOKENS / X_SHARE tokens; w: [rows, inputs], ROWS / W_SHARE rows. rows: a multiple of 16
-extern "C" __global__ void __cluster_dims__(1, SHARE, 1) __launch_bounds__(THREADS, 1)
+extern "C" __global__ void __cluster_dims__(1, SHARE, 1) __launch_bounds__(THREADS, BLOCKS)
     bytes_by_bytes(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w, u16* y, const float* token_scale,
                    const u8* row_scale, int all_tokens, int rows, int chunks) {
     extern __shared__ __align__(1024) u8 shared[];
