@@ -11,7 +11,7 @@ from matplotlib.text import Text
 from rich.console import Console
 
 from lowbit.core.words import duration, size
-from lowbit.report import card, page, pictures, table
+from lowbit.report import card, diagnosis, page, pictures, table
 
 KL = {"rtn": (70.5, 330.0), "awq": (52.6, 240.0), "gptq": (38.1, 160.0), "awq + gptq": (39.9, 161.0)}
 KINDS = {"self_attn.q_proj": 1.0, "self_attn.o_proj": 3.0, "mlp.down_proj": 2.0}
@@ -78,8 +78,8 @@ def result():
     }
 
 
-def drawn(*renderables):
-    console = Console(width=100, record=True, markup=False, file=open("/dev/null", "w"))  # noqa: SIM115
+def drawn(*renderables, width=100):
+    console = Console(width=width, record=True, markup=False, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(*renderables, sep="\n")
     return console.export_text()
 
@@ -328,3 +328,36 @@ def test_card_names_fallbacks_and_does_not_invent_figures():
     text = card.render(told(layers=layers, check={}))
     assert f"- `model.layers.0.mlp.up_proj`: {reason}" in text
     assert "## Measured" not in text and "nan" not in text.lower()
+
+
+@pytest.mark.parametrize("width", [200, 80, 60, 45])
+def test_a_narrow_terminal_folds_no_name_and_cuts_no_figure(result, width):
+    known = {"format": "int4-g128", "method": "gptq", "kernel": "cpu.integers", "bits": 4.125, "bytes": 2e5, "error": 0.0123}
+    rows = [{"name": f"model.layers.{i}.self_attn.q_proj", **known} for i in (0, 11)]
+    lines = drawn(table.layers(rows), width=width).splitlines()
+    assert max(map(len, lines)) <= width and sum("11.self_attn.q_proj" in line and "int4-g128" in line for line in lines) == 1
+    assert any("… is model.layers." in line for line in lines) == (width < 200)
+    assert any("--json" in line for line in lines) == (width <= 80)
+    compared = drawn(*table.comparison(result), width=width)
+    assert "38.1 ± 0.8" in compared and "98.1 ± 0.2" in compared
+    assert ("20.76 ± 0.31" in compared) == (width >= 80)
+    evaluated = drawn(table.evaluation({"model": "m", "bits_per_weight": 4.0, "texts": {"books": summary(38.1)}}), width=width)
+    assert "38.1 ± 0.8" in evaluated and ("windows" in evaluated) == (width >= 60)
+
+
+@pytest.mark.parametrize("width", [200, 80, 60])
+def test_a_diagnosis_on_a_narrow_terminal(width):
+    layer = {
+        "block": 3, "kind": "gate up", "max": 112.3, "rms": 0.561, "ratio": 4.3, "kurtosis": 11829.9,
+        "channels": [{"channel": 557, "ratio": 18.0}], "tokens": [{"token": "<|begin_of_text|>", "position": 0, "ratio": 26.0}],
+    }  # fmt: skip
+    ways = ("weights int4", "weights int8", "inputs int8-tensor", "inputs int8-token", "cache int4", "cache int8")
+    losses = [{"what": way, "kind": kind, "kl": 0.08209, "kl_se": 0.02906} for way in ways for kind in ("gate up", "all")]
+    advice = {"sentence": "gptq(int4-g128)", "reasons": [], "others": []}
+    told = {"model": "m", "windows": 1, "length": 128, "text": "bundled", "perplexity": 7.0, "layers": [layer], "keys": []}
+    shown = drawn(*diagnosis.terminal({**told, "losses": losses, "advice": advice}), width=width)
+    assert max(map(len, shown.splitlines())) <= width
+    for figure in ("gate up", "4.3", "557 (18x)", "<|begin_of_text|>"):
+        assert figure in shown, figure
+    assert shown.count("82.09 ± 29.06") == len(losses)
+    assert ("0.561" in shown) == (width == 200)

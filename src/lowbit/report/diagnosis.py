@@ -3,6 +3,7 @@
 Traps     The page's head is that of the comparison's page: one style for both.
 """
 
+import functools
 import json
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +14,8 @@ from typing import Any
 from rich.table import Table
 
 import lowbit
-from lowbit.report import table
+from lowbit.report import fitting, table
+from lowbit.report.fitting import Fitting
 
 Row = Mapping[str, Any]
 CAPTIONS = {
@@ -41,14 +43,19 @@ CAPTIONS = {
 COLUMNS = ("block", "kind", "max", "rms", "ratio", "kurtosis", "channels", "tokens")
 
 
-def terminal(result: Row) -> list[Table | str]:
+LISTS = ("channels", "tokens")
+NARROW = 20
+"""Letters of a list of channels or tokens where the terminal is narrow."""
+
+
+def terminal(result: Row) -> list[Fitting | str]:
     """Ranges, losses and the recipe, for a reader."""
     advice = result["advice"]
     head = f"{result['model']}: {_windows(result)} of {result['text']}, "
     return [
         f"{head}perplexity {result['perplexity']:.2f}",
-        _grid("what goes into linears, and keys", COLUMNS, _ranges(result)),
-        _grid("what quantizing this alone costs: KL, mnat", *_losses(result["losses"])),
+        _fitted_ranges(_ranges(result)),
+        _fitted_losses(result["losses"]),
         f"recipe: {advice['sentence']}",
         *(f"  {reason}" for reason in advice["reasons"]),
         *(f"or: {other['sentence']}\n  {other['reason']}" for other in advice["others"]),
@@ -113,8 +120,40 @@ def _losses(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     return ["kind", *ways], [[kind, *(kl.get((kind, way), "") for way in ways)] for kind in kinds]
 
 
-def _grid(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    found = table.blank(*columns, left=1, title=title)
+def _fitted_ranges(rows: Sequence[Sequence[str]]) -> Fitting:
+    """All figures and lists in one line; where that is too wide lists are folded, then figures left out."""
+
+    def form(columns: Sequence[str], width: int | None) -> Table:
+        found = table.blank(*columns, left=2, title="what goes into linears, and keys")
+        for column in found.columns:
+            if column.header in LISTS:
+                column.justify, column.no_wrap, column.max_width = "left", False, width
+        for row in rows:
+            told = dict(zip(COLUMNS, row, strict=True))
+            found.add_row(*(told[column] for column in columns))
+        return found
+
+    narrower = [functools.partial(form, kept, NARROW) for kept in fitting.without(COLUMNS, ("rms", "kurtosis", "max"))]
+    return Fitting(functools.partial(form, COLUMNS, None), *narrower)
+
+
+def _fitted_losses(rows: Sequence[Row]) -> Fitting:
+    """A column for each way of rounding; where that is too wide a line."""
+    title = "what quantizing this alone costs: KL, mnat"
+
+    def wide() -> Table:
+        columns, lines = _losses(rows)
+        return _grid(title, columns, lines, 1)
+
+    def narrow() -> Table:
+        lines = [(row["what"], row["kind"], table.measured(1000 * row["kl"], 1000 * row["kl_se"], 2)) for row in rows]
+        return _grid(title, ("what", "kind", "KL"), lines, 2)
+
+    return Fitting(wide, narrow)
+
+
+def _grid(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> Table:
+    found = table.blank(*columns, left=left, title=title)
     for row in rows:
         found.add_row(*row)
     return found

@@ -4,6 +4,7 @@ Defaults  KL divergence in thousandths of a nat per token (mnat), agreement in p
           standard error over windows.
 """
 
+import functools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -12,8 +13,14 @@ from rich import box
 from rich.table import Table
 
 from lowbit.core.words import counted, duration, size
+from lowbit.report import fitting
+from lowbit.report.fitting import Fitting
 
 Row = Mapping[str, Any]
+DROPPED = ("bytes", "method", "product", "inputs", "kernel", "bits")
+"""Columns of layers that a narrow terminal does without, the first to go first."""
+NARROW = 24
+"""Letters of a recipe where the terminal is narrow."""
 QUALITY = ("perplexity", "KL, mnat", "top-1, %")
 COST = ("seconds", "peak memory")
 NOTE = "± one standard error over windows; differences below two standard errors are no difference."
@@ -57,21 +64,31 @@ def blank(*columns: str, left: int = 1, **options: Any) -> Table:
     return table
 
 
-def comparison(result: Row) -> list[Table | str]:
+def comparison(result: Row) -> list[Fitting | str]:
     """One table for each text and one of what the recipes cost."""
     rows = result["rows"]
-    found: list[Table | str] = []
+    found: list[Fitting | str] = []
     for text, summary in rows[0]["texts"].items():
-        table = blank("recipe", "bits", *QUALITY, title=f"{text} ({counted(summary['windows'], 'window')})")
-        for row in rows:
-            first = row is rows[0]
-            table.add_row(row["recipe"], bits(row), *quality(row["texts"][text], first), end_section=first)
-        found.append(table)
-    costs = blank("recipe", "bits", "on disk", *COST, title="cost")
-    for row in rows:
-        first = row is rows[0]
-        costs.add_row(row["recipe"], bits(row), size(row["bytes"]), *cost(row, first), end_section=first)
-    return [*found, costs, NOTE]
+        lines = [(row["recipe"], bits(row), *quality(row["texts"][text], row is rows[0])) for row in rows]
+        title = f"{text} ({counted(summary['windows'], 'window')})"
+        found.append(_compared(("recipe", "bits", *QUALITY), lines, title, QUALITY[0]))
+    costs = [(row["recipe"], bits(row), size(row["bytes"]), *cost(row, row is rows[0])) for row in rows]
+    return [*found, _compared(("recipe", "bits", "on disk", *COST), costs, "cost", COST[1]), NOTE]
+
+
+def _compared(columns: Sequence[str], lines: Sequence[Sequence[str]], title: str, dropped: str) -> Fitting:
+    """A line for each recipe, the original first. dropped: the column that a narrow terminal does without."""
+
+    def form(kept: Sequence[str], width: int | None) -> Table:
+        table = blank(*kept, title=title)
+        table.columns[0].max_width = width
+        for line in lines:
+            told = dict(zip(columns, line, strict=True))
+            table.add_row(*(told[column] for column in kept), end_section=line is lines[0])
+        return table
+
+    narrower = [functools.partial(form, kept, NARROW) for kept in fitting.without(columns, (dropped,))]
+    return Fitting(functools.partial(form, columns, None), *narrower)
 
 
 def markdown(result: Row) -> str:
@@ -94,24 +111,39 @@ def grid(head: Sequence[str], lines: Iterable[Sequence[str]], left: int = 1) -> 
     return "".join(f"| {' | '.join(cells)} |\n" for cells in [head, rule, *lines])
 
 
-def evaluation(result: Row) -> Table:
+def evaluation(result: Row) -> Fitting:
     """The figures of one model, a row for each text."""
-    table = blank("text", "windows", *QUALITY, title=f"{result['model']}: {bits(result)} bits per weight")
-    for text, summary in result["texts"].items():
-        table.add_row(text, str(summary["windows"]), *quality(summary))
-    return table
+
+    def form(counted: bool) -> Table:
+        columns = ("text", *["windows"] * counted, *QUALITY)
+        table = blank(*columns, title=f"{result['model']}: {bits(result)} bits per weight")
+        for text, summary in result["texts"].items():
+            table.add_row(text, *[str(summary["windows"])] * counted, *quality(summary))
+        return table
+
+    return Fitting(functools.partial(form, True), functools.partial(form, False))
 
 
-def layers(rows: Iterable[Row]) -> Table:
+def layers(rows: Iterable[Row]) -> Fitting:
     """A row for each layer: what is known of format, inputs, method, kernel, product, bits, bytes, error."""
     known = [dict(row) | {"inputs": row.get("activation")} for row in rows]
     columns = ("format", "inputs", "method", "kernel", "product", "bits", "bytes", "error")
     wanted = [c for c in columns if any(row.get(c) is not None for row in known)]
-    texts = [c for c in wanted if c in {"format", "inputs", "method", "kernel", "product"}]
-    table = blank("layer", *wanted, left=1 + len(texts))
+    before = fitting.prefix([row["name"] for row in known])
+    shorter = [functools.partial(_layers, known, kept, wanted, before) for kept in fitting.without(wanted, DROPPED)]
+    return Fitting(functools.partial(_layers, known, wanted, wanted, ""), *shorter)
+
+
+def _layers(known: Sequence[Row], kept: Sequence[str], wanted: Sequence[str], before: str) -> Table:
+    """The table of some of the columns, names without what is `before` them."""
+    left = 1 + sum(column in {"format", "inputs", "method", "kernel", "product"} for column in kept)
+    lost = [column for column in wanted if column not in kept]
+    told = [f"… is {before}"] * bool(before) + [f"{', '.join(lost)}: on a wider terminal, or --json"] * bool(lost)
+    table = blank("layer", *kept, left=left, caption="; ".join(told) or None, caption_justify="left")
     forms = {"bits": "{:.3f}".format, "bytes": size, "error": "{:.4f}".format}
     for row in known:
-        table.add_row(row["name"], *("" if row.get(c) is None else forms.get(c, str)(row[c]) for c in wanted))
+        cells = ("" if row.get(c) is None else forms.get(c, str)(row[c]) for c in kept)
+        table.add_row(fitting.cut(row["name"], before), *cells)
     return table
 
 
@@ -134,8 +166,8 @@ def result(told: Row) -> Table:
 
 
 def rows(found: Sequence[Row]) -> Table:
-    """Any list of rows with the same keys."""
-    columns = list(found[0]) if found else []
+    """Any list of rows with the same keys; what is empty in all of them is left out."""
+    columns = [c for c in (found[0] if found else []) if any(row.get(c) not in {None, ""} for row in found)]
     table = blank(*columns, left=len(columns))
     for row in found:
         table.add_row(*("yes" if row.get(c) is True else "no" if row.get(c) is False else str(row.get(c, "")) for c in columns))
