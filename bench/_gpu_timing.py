@@ -1,13 +1,11 @@
 """_gpu_timing - what one call costs on the GPU: CUDA graphs, weights rotated past the L2 cache, medians."""
 
-import os
 import statistics
 import sys
 from collections.abc import Callable, Sequence
 
 import torch
 
-os.environ.setdefault("LOWBIT_UNPROVEN", "1")  # every benchmark gates on correctness itself
 PAST_CACHE = 250e6
 """Bytes of weights that the calls of one graph go through: four times the L2 cache of an H200."""
 CALLS = 100

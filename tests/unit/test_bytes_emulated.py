@@ -87,8 +87,7 @@ def test_cuts_fill_the_multiprocessors(kind: int) -> None:
     assert _bytes.cut(kind, 100, 4096, 4096).along and _bytes.cut(kind, 64, 4096, 4096).high == 1
 
 
-def test_who_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(_build.UNPROVEN, "1")
+def test_who_multiplies() -> None:
     assert byte_act.way(INT8, 65, 14336) is byte_act._own and byte_act.way(E4M3, 65, 14336) is byte_act._vendors
     assert byte_act.way(INT8, 64, 14336) is byte_act._few and byte_act.way(INT8, 64, 4096) is byte_act._own
     assert byte_act.way(E4M3, 16, 4096) is byte_act._few

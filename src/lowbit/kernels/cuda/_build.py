@@ -9,7 +9,6 @@ Traps     The stream is torch's current one, so capture into CUDA graphs works o
 import ctypes
 import functools
 import importlib.util
-import os
 import struct
 from importlib import resources
 
@@ -20,8 +19,6 @@ from lowbit.core.errors import KernelUnavailable
 
 Macros = tuple[tuple[str, int], ...]
 WEIGHTS = "weights.cuh"
-UNPROVEN = "LOWBIT_UNPROVEN"
-"""Set (to 1) by who tests on a GPU: takes kernels that no GPU has proven yet."""
 SHARED = 227 << 10
 """Bytes of shared memory that a block can have on Hopper, what the .cu file declares itself included."""
 DECLARED = 1 << 10
@@ -47,11 +44,6 @@ def not_hopper(device: torch.device) -> str:
     if torch.cuda.get_device_capability(device)[0] != 9:
         return "the GPU is not Hopper (compute capability 9), whose wgmma no other has"
     return ""
-
-
-def unproven(what: str) -> str:
-    """Why `what` is not taken yet, or ""."""
-    return "" if os.environ.get(UNPROVEN) else f"{what}; {UNPROVEN}=1 takes it"
 
 
 def impossible(grid: tuple[int, int, int], threads: int, shared: int) -> str:

@@ -157,12 +157,8 @@ def _own(
 def _vendors(
     codes: Tensor, scale: Tensor, prepared: dict[str, Tensor], kind: int, shape: tuple[int, int], dtype: torch.dtype
 ) -> Tensor:
-    own = _scale(prepared).float()
-    if kind == INT8:
-        return (torch._int_mm(codes, prepared["low"].t()).float() * scale[:, None] * own).to(dtype)
-    y: Tensor = torch._scaled_mm(
-        codes, prepared["low"].t(), scale_a=scale[:, None], scale_b=own[None], out_dtype=torch.bfloat16, use_fast_accum=False
-    )
+    w, own = prepared["low"].t(), _scale(prepared).float()[None]
+    y: Tensor = torch._scaled_mm(codes, w, scale[:, None], own, out_dtype=torch.bfloat16, use_fast_accum=False)
     return y.to(dtype)
 
 
