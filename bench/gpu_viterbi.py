@@ -1,6 +1,6 @@
 """gpu_viterbi - weights a second that the search of trellis codes encodes on this GPU.
 
-    python bench/gpu_viterbi.py [--rows 1024] [--inputs 2048] [--names trellis2,...] [--costs floats|halves]
+    python bench/gpu_viterbi.py [--rows 1024] [--inputs 2048] [--names trellis2,...]
 
 Median of ROUNDS calls after one of the same size, which takes the memory; beside it the rate of the kernels alone, by torch's
 profiler. Codes whose distortion is above 1.5 times the bound of their rate R, 4 ** -R, are wrong and get no row.
@@ -18,7 +18,6 @@ from torch.profiler import ProfilerActivity, profile
 
 from lowbit import dtypes
 from lowbit.dtypes import Element
-from lowbit.kernels.cuda import _viterbi
 from lowbit.kernels.encoding import encode
 
 NAMES = (
@@ -54,9 +53,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1024)
     parser.add_argument("--inputs", type=int, default=2048)
     parser.add_argument("--names", default=",".join(NAMES))
-    parser.add_argument("--costs", choices=("floats", "halves"), default="floats")
     asked = parser.parse_args()
-    _viterbi.HALVES = asked.costs == "halves"
     plain = torch.randn(asked.rows, asked.inputs, device="cuda")
     for name in asked.names.split(","):
         element = dtypes.get(name)
@@ -65,7 +62,7 @@ def main() -> None:
         taken, kernels = seconds(element, x), alone(element, x)
         distortion = float((element.decode(codes) - x).square().mean() / x.square().mean())
         if right(name, distortion * 4 ** (element.bits / getattr(element, "width", 1)), 1.5):
-            keep("gpu_viterbi", element=name, costs=asked.costs, weights_per_second=round(x.numel() / taken),
+            keep("gpu_viterbi", element=name, weights_per_second=round(x.numel() / taken),
                  of_kernels_alone=round(x.numel() / kernels) if kernels else None, distortion=round(distortion, 5))  # fmt: skip
 
 

@@ -37,10 +37,7 @@ class Emulated:
 
 
 @pytest.mark.parametrize(("name", "bits", "width"), [("one value", 2, 1), ("one value", 4, 1), ("two values", 5, 2)])
-@pytest.mark.parametrize("halves", [False, True], ids=["floats", "halves"])
-def test_viterbi_cu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, bits: int, width: int, halves: bool) -> None:
-    monkeypatch.setattr(_viterbi, "HALVES", halves)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+def test_viterbi_cu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, bits: int, width: int) -> None:
     rule = _viterbi.mul1 if width == 1 else _viterbi.mul2
     element = Trellis(name, bits, rule, width=width, length=12)
     monkeypatch.setattr(

@@ -23,10 +23,8 @@ MEMORY = 2 << 30
 """Bytes of back pointers at once."""
 MOST = 4
 """Sequences that a block takes at most; their costs fit beside each other up to 32768 roots."""
-HALVES = False
-"""Costs are pairs of halves (Hopper): distortion grows by .04, .02 and .2 % at 2, 3 and 4 bits."""
 SCALE, SHIFT = 0.00676727294921875, -10.3828125 + 1024 * 0.00676727294921875
-"""value = bytes * SCALE + SHIFT: the numbers fp16 0x1EEE and 0xC931 of the rule, the latter for 1024 + bytes."""
+"""value = bytes * SCALE + SHIFT: the numbers fp16 0x1EEE and 0xC931 of the rule."""
 
 
 def refusal(element: Trellis, device: torch.device) -> str:
@@ -58,11 +56,9 @@ def _pass(x: Tensor, element: Trellis, start: Tensor, end: Tensor | None, at: in
     """The codes [N, T] of the cheapest path from the roots `start` to `end` (None: any), and its root before step `at`."""
     number, steps, width = x.shape
     roots = 1 << (element.length - element.bits)
-    halves = HALVES and torch.cuda.get_device_capability(x.device)[0] >= 9 and roots >= 128
-    threads, together, shared = block_of_pairs(roots) if halves else block(roots)
+    threads, together, shared = block(roots)
     macros = (
-        ("HALF", int(halves)),
-        ("HALVES", int(halves)),
+        ("HALF", 0),
         ("NT", 0),
         ("FRESH", element.bits),
         ("VALUES", width),
@@ -74,7 +70,7 @@ def _pass(x: Tensor, element: Trellis, start: Tensor, end: Tensor | None, at: in
     found, root = torch.empty_like(start), torch.empty_like(start)
     codes = torch.empty(number, steps, dtype=torch.uint8, device=x.device)
     factor = torch.tensor(SCALE / 64).item()
-    affine = torch.tensor([SCALE, SHIFT - 1024 * SCALE] if halves else [factor, SHIFT - (1 << 23) * factor], device=x.device)
+    affine = torch.tensor([factor, SHIFT - (1 << 23) * factor], device=x.device)
     forward = _build.kernel("viterbi.cu", "forward", macros, x.device.index or 0)
     forward.launch(
         (-(-number // together), 1, 1),
@@ -94,14 +90,6 @@ def block(roots: int) -> tuple[int, int, int]:
     threads, together = min(1024 if roots > 8192 else 512, roots), min(MOST, max(1, 32768 // roots))
     costs = roots * together
     return threads, together, 8 * costs if 8 * costs <= 200 << 10 else 4 * costs + 8
-
-
-def block_of_pairs(roots: int) -> tuple[int, int, int]:
-    """The same for costs as pairs of halves, and the least cost of each warp."""
-    threads = min(1024 if roots > 8192 else 512, roots // 4)
-    together = max(min(8, 32768 // roots), 4 if roots <= 16384 else 2)
-    costs = 2 * roots * together
-    return threads, together, (2 * costs if 2 * costs <= 200 << 10 else costs) + 8 + together * threads // 16
 
 
 def _address(tensor: Tensor) -> Pointer:

@@ -1,7 +1,6 @@
 // viterbi.cu - the search of trellis codes: one block a sequence, all 2**LENGTH states in one step.
 //
-// HALVES 1: costs of two sequences as a pair of halves.
-// Compiled with HALVES, FRESH (F, bits of a step), VALUES (V, 1 or 2), LENGTH (L), THREADS, TOGETHER. R = 2**(L - F) roots; state s = j R + r,
+// Compiled with FRESH (F, bits of a step), VALUES (V, 1 or 2), LENGTH (L), THREADS, TOGETHER. R = 2**(L - F) roots; state s = j R + r,
 // reached from root s >> F. Kept between steps: least[r], the cost of the cheapest way to any state s with s % R == r; so
 //     least'[r] = min over j of least[(j R + r) >> F] + |value(j R + r) - x|^2,
 // and no cost of a state is ever stored. The winner j travels in the lowest F bits of the cost; costs are positive, so that their
@@ -16,7 +15,7 @@
 #define EACH (ROOTS / THREADS)                               // roots of a thread
 #define RUN (EACH < 4 ? EACH : 4)                            // of these side by side
 #define SHARING (RUN < BRANCHES ? RUN : BRANCHES)            // of a run have the same root before
-#define TWICE ((HALVES ? 4 : 8) * ROOTS * TOGETHER <= 200 << 10)            // room for `least` of two steps: half the barriers
+#define TWICE (8 * ROOTS * TOGETHER <= 200 << 10)            // room for `least` of two steps: half the barriers
 #define FIRST 0x83DCD12Du
 #define SECOND 0xCBAC1FEDu
 #define FAR 1e30f
@@ -59,143 +58,6 @@ INLINE int cheapest(const float* least, u64* room, int thread) {
     return (int)(u32)*room;
 }
 
-#if HALVES
-// The same for pairs of sequences, costs as pairs of halves: half of the instructions a state. Their lowest F bits are the winner's
-// number as above; so that the others tell enough, the least cost is taken off all every LESS steps. Costs stay positive.
-#define PAIRS (TOGETHER / 2)
-#define LESS 8
-#define WARPS (THREADS / 32)
-
-// the winners of four roots: of the first sequence of a pair in one word, of the second in the other
-INLINE void keep_pair(u32* least, u8* first, u8* second, const u32 (&best)[EACH], int thread) {
-#pragma unroll
-    for (int i = 0; i < EACH; i += 4) {
-        const int root = root_of(thread, i);
-#pragma unroll
-        for (int k = 0; k < 4; ++k) least[root + k] = best[i + k];
-        const u32 low = bytes(best[i], best[i + 1], 0x6240), high = bytes(best[i + 2], best[i + 3], 0x6240);
-        *(u32*)(first + root) = bytes(low, high, 0x5410) & (BRANCHES - 1) * 0x01010101u;
-        *(u32*)(second + root) = bytes(low, high, 0x7632) & (BRANCHES - 1) * 0x01010101u;
-    }
-}
-
-// the root of least cost of the half of `least` that begins at bit `at`
-INLINE int cheapest_half(const u32* least, int at, u64* room, int thread) {
-    u64 own = ~0ull;
-    for (int i = 0; i < EACH; ++i) {
-        const int root = root_of(thread, i);
-        own = min(own, (u64)(least[root] >> at & 0xffff) << 32 | (u64)root);
-    }
-    __syncthreads();
-    if (thread == 0) *room = ~0ull;
-    __syncthreads();
-    atomicMin(room, own);
-    __syncthreads();
-    return (int)(u32)*room;
-}
-
-INLINE u32 least_of_warp(u32 pair, int lane) {
-#pragma unroll
-    for (int far = 1; far < 32; far *= 2) pair = min2(pair, (u32)of_lane((int)pair, lane ^ far));
-    return pair;
-}
-
-// as below; a value is (1024 + sum of the bytes) * a + b, in halves
-extern "C" __global__ void __launch_bounds__(THREADS) forward(const float* x, const int* start, u8* back, int* end, int steps,
-                                                              int number, const float* affine) {
-    extern __shared__ __align__(16) u8 shared[];
-    u32* least = (u32*)shared;
-    u32* next = least + (TWICE ? PAIRS * ROOTS : 0);
-    u32* const rooms = (u32*)shared + (TWICE ? 2 : 1) * PAIRS * ROOTS + 2;   // [PAIRS, WARPS]
-    const int thread = threadIdx.x, lane = thread % 32;
-    const u32 a = pair_of_halves(affine[0], affine[0]);
-    const float b = affine[1];
-    const auto sequence = [&](int k) { return min((int)blockIdx.x * TOGETHER + k, number - 1); };
-    u32 lowest[PAIRS];
-#pragma unroll
-    for (int k = 0; k < PAIRS; ++k) {
-        lowest[k] = 0;
-        const int from[2] = {start[sequence(2 * k)], start[sequence(2 * k + 1)]};
-        for (int i = 0; i < EACH; ++i) {
-            const int root = root_of(thread, i);
-            const u32 far[2] = {from[0] < 0 || from[0] == root ? 0 : 0x7753u, from[1] < 0 || from[1] == root ? 0 : 0x7753u};  // 30000
-            least[k * ROOTS + root] = far[0] | far[1] << 16;
-        }
-    }
-    __syncthreads();
-    for (int t = 0; t < steps; ++t) {
-        u32 shift0[PAIRS], shift1[PAIRS], best[PAIRS][EACH];
-#pragma unroll
-        for (int k = 0; k < PAIRS; ++k) {
-            const float *one = x + ((long long)sequence(2 * k) * steps + t) * VALUES, *two = x + ((long long)sequence(2 * k + 1) * steps + t) * VALUES;
-            shift0[k] = pair_of_halves(b - one[0], b - two[0]), shift1[k] = pair_of_halves(b - one[VALUES - 1], b - two[VALUES - 1]);
-#pragma unroll
-            for (int i = 0; i < EACH; ++i) best[k][i] = 0x7fff7fffu;
-        }
-#pragma unroll UNROLL
-        for (int j = 0; j < BRANCHES; j += 2) {
-            const u32 state = j * ROOTS + root_of(thread, 0), hash0 = state * FIRST, hash1 = state * SECOND;
-#pragma unroll
-            for (int g = 0; g < EACH; g += SHARING) {
-                u32 before[2][PAIRS];
-#pragma unroll
-                for (int m = 0; m < 2; ++m)
-#pragma unroll
-                    for (int k = 0; k < PAIRS; ++k)
-                        before[m][k] = sub2(least[k * ROOTS + (((j + m) * ROOTS + root_of(thread, g)) >> FRESH)], lowest[k]);
-#pragma unroll
-                for (int i = g; i < g + SHARING; ++i) {
-                    u32 first[2], second[2];
-#pragma unroll
-                    for (int m = 0; m < 2; ++m) {
-                        first[m] = dot_bytes(hash0 + (root_of(0, i) + m * ROOTS) * FIRST, 0x01010101u, 0x6400u);
-                        second[m] = VALUES == 2 ? dot_bytes(hash1 + (root_of(0, i) + m * ROOTS) * SECOND, 0x01010101u, 0x6400u) : 0;
-                    }
-#pragma unroll
-                    for (int k = 0; k < PAIRS; ++k) {
-                        u32 cost[2];
-#pragma unroll
-                        for (int m = 0; m < 2; ++m) {
-                            const u32 miss = fma2_of_low(first[m], a, shift0[k]);
-                            u32 sum = fma2(miss, miss, before[m][k]);
-                            if (VALUES == 2) {
-                                const u32 other = fma2_of_low(second[m], a, shift1[k]);
-                                sum = fma2(other, other, sum);
-                            }
-                            cost[m] = and_or(sum, ~((BRANCHES - 1u) * 0x00010001u), (j + m) * 0x00010001u);
-                        }
-                        best[k][i] = min2(min2(best[k][i], cost[0]), cost[1]);
-                    }
-                }
-            }
-        }
-        const bool less = t % LESS == LESS - 1;
-        if (!TWICE) __syncthreads();
-#pragma unroll
-        for (int k = 0; k < PAIRS; ++k) {
-            u8 *first = back + ((long long)sequence(2 * k) * steps + t) * ROOTS, *second = back + ((long long)sequence(2 * k + 1) * steps + t) * ROOTS;
-            keep_pair(next + k * ROOTS, first, second, best[k], thread);
-            if (less) {
-                u32 own = best[k][0];
-#pragma unroll
-                for (int i = 1; i < EACH; ++i) own = min2(own, best[k][i]);
-                own = least_of_warp(own, lane);
-                if (lane == 0) rooms[k * WARPS + thread / 32] = own;
-            }
-        }
-        __syncthreads();
-#pragma unroll
-        for (int k = 0; k < PAIRS; ++k) lowest[k] = less ? least_of_warp(rooms[k * WARPS + min(lane, WARPS - 1)], lane) : 0;
-        u32* const used = least;
-        least = next, next = used;
-    }
-    u64* const room = (u64*)((u32*)shared + (TWICE ? 2 : 1) * PAIRS * ROOTS);
-    for (int k = 0; k < TOGETHER; ++k) {
-        const int found = cheapest_half(least + k / 2 * ROOTS, k % 2 * 16, room, thread);
-        if (thread == 0) end[sequence(k)] = found;
-    }
-}
-#else
 // back [N, T, R]: the j that won. end [N]: the cheapest root after the last step. start [N]: the root before the first, -1: any.
 // A value is bytes_of * a + b. x [N, T, V]. A block has TOGETHER sequences; the last block may have some twice.
 extern "C" __global__ void __launch_bounds__(THREADS) forward(const float* x, const int* start, u8* back, int* end, int steps,
@@ -279,8 +141,6 @@ extern "C" __global__ void __launch_bounds__(THREADS) forward(const float* x, co
         if (thread == 0) end[n[k]] = found;
     }
 }
-
-#endif
 
 // codes [N, T]: the fresh bits of each step of the way back from root end[n]; root [N]: the root before step `at`.
 extern "C" __global__ void __launch_bounds__(32) backward(const u8* back, const int* end, u8* codes, int* root, int steps, int at,
