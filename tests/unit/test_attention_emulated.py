@@ -2,9 +2,7 @@
 
 import ctypes
 import shutil
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -37,7 +35,7 @@ class Emulated:
         self._run = on_cpu.compiled(folder, "attention.cu", macros, ENTRY).run_attend
 
     def launch(self, grid: tuple[int, int, int], threads: int, arguments: tuple[int, ...], shared: int, overlap: bool) -> None:
-        assert shared <= 227 << 10 and threads == 32 * _attention.CUT.warps
+        assert shared <= 227 << 10 and threads == 32 * _attention.WARPS
         self._run(*grid, *(ctypes.c_void_p(a) if isinstance(a, _attention.Pointer) else a for a in arguments))
 
 
@@ -77,16 +75,13 @@ CASES = [
     ("key_bits", "value_bits", "key_zero", "value_zero", "width", "group", "dtype", "turned", "fixed"), CASES
 )
 @pytest.mark.parametrize("paged", [False, True], ids=["whole", "paged"])
-@pytest.mark.parametrize(
-    "how", [{}, {"tickets": True}, {"tickets": True, "stages": 3, "streamed": True}], ids=["spans", "tickets", "deep"]
-)
 def test_attention_cu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key_bits: int, value_bits: int, key_zero: bool, value_zero: bool,
     width: int, group: int, dtype: torch.dtype, turned: bool, fixed: tuple[int, int],
-    paged: bool, how: dict[str, Any],
+    paged: bool,
 ) -> None:  # fmt: skip
     torch.manual_seed(key_bits + width)
-    monkeypatch.setattr(_attention, "CUT", replace(_attention.CUT, warps=2, **how))
+    monkeypatch.setattr(_attention, "WARPS", 2)
     monkeypatch.setattr(_attention, "_processors", lambda device: 4)
     _attention._known.cache_clear()
     monkeypatch.setattr(_attention._build, "kernel", lambda file, function, macros, device: Emulated(tmp_path, dict(macros)))
@@ -125,6 +120,6 @@ def test_what_does_not_fit_is_told() -> None:
 
 def test_spans_cover_the_past() -> None:
     for pairs, tokens in ((1, 5), (8, 131072), (64, 32768), (2048, 100)):
-        splits, span = _attention.Cut(2).spans(pairs, tokens, 132)
+        splits, span = _attention.spans(pairs, tokens, 32, 132)
         assert splits * span >= tokens > (splits - 1) * span and span % 32 == 0
-    assert _attention.Cut(2).spans(4, 0, 132)[0] == 0
+    assert _attention.spans(4, 0, 32, 132)[0] == 0

@@ -65,13 +65,13 @@ def test_attention() -> None:
     for keys, values, width, page in sizes:
         if _attention.unfit(torch.bfloat16, width, (8, 8), (keys, values)):
             continue
-        how = _attention.cut(keys, values, page)
-        shared = how.shared_bytes(keys, values, width)
+        tiles = _attention.tiles_of(keys, values, page)
+        shared = _attention.shared_bytes(keys, values, width, tiles)
         for pairs, tokens in itertools.product((1, 3, 8, 64, 132, 133, 2048), (0, 8, 16, 776, 4096, 32768, 131072)):
-            splits, span = how.spans(pairs, tokens, 132)
+            splits, span = _attention.spans(pairs, tokens, 16 * tiles, 132)
             place = (keys, values, width, page, pairs, tokens)
             assert splits * span >= tokens and (splits - 1) * span < max(tokens, 1), place
-            assert not _build.impossible((splits + (tokens == 0), pairs, 1), 32 * how.warps, shared), place
+            assert not _build.impossible((splits + (tokens == 0), pairs, 1), 32 * _attention.WARPS, shared), place
 
 
 def test_rounding_of_inputs_and_search_of_codes() -> None:

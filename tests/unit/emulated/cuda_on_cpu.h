@@ -178,7 +178,6 @@ static u32 from_lanes(u32 v, F f) {                          // f sees what ever
 static float of_lane(float v, int lane) {
     return __uint_as_float(from_lanes(__float_as_uint(v), [=](u32 (*all)[8]) { return all[lane][0]; }));
 }
-static int of_lane(int v, int lane) { return (int)from_lanes((u32)v, [=](u32 (*all)[8]) { return all[lane][0]; }); }
 static u32 of_other(u32 v, int mask) {
     const int lane = lane_of();
     return from_lanes(v, [=](u32 (*all)[8]) { return all[lane ^ mask][0]; });
@@ -199,7 +198,6 @@ static u32 transposed(u32 v) {
 }
 static float read_far(const float* at) { return *at; }
 static float4 read16_far(const float* at) { return {at[0], at[1], at[2], at[3]}; }
-static int ticket(int* counter) { return (*counter)++; }
 static bool last_of(int* count, int number) {
     __syncthreads();
     const bool last = *count == number - 1;
@@ -280,7 +278,6 @@ static void copy_many(u32 to, const u8* from, u32 bytes, u32 barrier) {
     p.bytes -= bytes;
     told(p);
 }
-static void copy_many_once(u32 to, const u8* from, u32 bytes, u32 barrier, u64) { copy_many(to, from, bytes, barrier); }
 static void wait_for_phase(u32 barrier, u32 parity) {
     Phase& p = phase_at(*current->block, barrier);
     while ((p.number & 1) == (int)parity) swapcontext(&current->context, &scheduler);

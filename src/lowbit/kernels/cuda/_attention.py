@@ -10,7 +10,7 @@ Traps     Weights are float16 times the scales of values: those must stay below 
 """
 
 import functools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -26,38 +26,8 @@ PAGES = tuple(1 << n for n in range(4, 16))
 GROUP = 8
 """Heads that share keys at most."""
 LOG2E = 1.4426950408889634
-
-
-@dataclass(frozen=True)
-class Cut:
-    """A block has `warps` warps, each with a ring of `stages` stages of `tiles` tiles of 16 tokens; `blocks` fit on a
-    multiprocessor, and are replaced `waves` times. tickets: blocks of a past take tiles as they have room, in one wave.
-    streamed: what is read once leaves the cache soon.
-    """
-
-    tiles: int
-    warps: int = 16
-    stages: int = 2
-    blocks: int = 1
-    waves: int = 1
-    tickets: bool = False
-    streamed: bool = False
-
-    def shared_bytes(self, key_bits: int, value_bits: int, width: int) -> int:
-        """Shared memory of a block: the rings with their barriers, and the heads of the query; later the warps' parts."""
-        stage = 16 * self.tiles * (width * ((key_bits or 8) + (value_bits or 8)) // 8 + 8)
-        return max(self.warps * self.stages * (stage + 8) + 32 * width, self.warps * 8 * (width + 4) * 4)
-
-    def spans(self, pairs: int, tokens: int, processors: int) -> tuple[int, int]:
-        """Splits of each of `pairs` pasts of `tokens` tokens, and tokens of a split: as many as run at once, none smaller than
-        a tile a warp."""
-        tile = 16 * self.tiles
-        wanted = max(1, min(processors * self.blocks * self.waves // pairs, -(-tokens // (tile * self.warps))))
-        span = max(1, -(-tokens // (wanted * tile))) * tile
-        return -(-tokens // span), span
-
-
-CUT = Cut(tiles=1)
+WARPS, DEPTH, BLOCKS, WAVES = 16, 2, 1, 1
+"""Warps of a block, tiles in a warp's ring, blocks that fit on a multiprocessor, and how often these are replaced."""
 
 
 @dataclass(frozen=True)
@@ -119,11 +89,10 @@ def attend(
     table: Tensor | None = None,
     plain: Plain | None = None,
     turned: tuple[bool, bool] = (False, False),
-    how: Cut | None = None,
 ) -> Tensor:
     """q [sequences, heads, width]. counts int32 [sequences, 3]: tokens of first, packed and last, None: all. table int32
     [sequences, pages]: which pages of the stores are a sequence's (None: page n is all of sequence n). turned: whether keys and
-    values are packed in the Hadamard basis of a head. how: another cut than the usual one. Raises ShapeError.
+    values are packed in the Hadamard basis of a head. Raises ShapeError.
     """
     sequences, heads, width = q.shape
     shared, page = keys.codes.shape[1], keys.codes.shape[2]
@@ -133,31 +102,39 @@ def attend(
     if reason:
         raise ShapeError(f"attention to packed keys: {reason}. Decode them first.")
     out, group, packed = torch.empty_like(q), heads // shared, page if table is None else page * table.shape[1]
-    how = how or cut(keys.bits, values.bits, page if table is not None else 0)
-    splits, span = how.spans(sequences * shared, packed, _processors(q.device))
+    tiles = tiles_of(keys.bits, values.bits, page if table is not None else 0)
+    splits, span = spans(sequences * shared, packed, 16 * tiles, _processors(q.device) * BLOCKS * WAVES)
     splits += plain is not None
     part = torch.empty(sequences * heads * splits * (width + 4), device=q.device)
     kernel = _build.kernel(
-        "attention.cu", "attend", macros(q.dtype, width, keys, values, how, turned, plain is not None), q.device.index or 0
+        "attention.cu", "attend", _macros(q.dtype, width, keys, values, turned, plain is not None, tiles), q.device.index or 0
     )
     floats = (None,) * 4 if plain is None else (*plain.first, *plain.last)
     tensors = (
         q, keys.codes, keys.scale, keys.zero, values.codes, values.scale, values.zero, table, counts, *floats, out, part,
-        _build.counters(q.device, 2 * sequences * shared),
+        _build.counters(q.device, sequences * shared),
     )  # fmt: skip
     room = (0, 0) if plain is None else (plain.first[0].shape[2], plain.last[0].shape[2])
     pages = (page, page.bit_length() - 1, 0 if table is None else table.shape[1])
     numbers = (group, *pages, span, room[0], packed, room[1], _build.float_bits(scale * LOG2E))
     pointers = (Pointer(0 if t is None else t.data_ptr()) for t in tensors)
-    size = how.shared_bytes(keys.bits, values.bits, width)
-    kernel.launch((splits, shared, sequences), 32 * how.warps, (*pointers, *numbers), size, overlap=True)
+    size = shared_bytes(keys.bits, values.bits, width, tiles)
+    kernel.launch((splits, shared, sequences), 32 * WARPS, (*pointers, *numbers), size, overlap=True)
     return out
 
 
-def cut(key_bits: int, value_bits: int, page: int) -> Cut:
-    """The usual one: stages of about 4 KB, within a page (0: all is one)."""
+def spans(pairs: int, tokens: int, tile: int, places: int) -> tuple[int, int]:
+    """Splits of each of `pairs` pasts of `tokens` tokens, and tokens of a split: as many as run at once, none smaller than a
+    tile a warp."""
+    wanted = max(1, min(places // pairs, -(-tokens // (tile * WARPS))))
+    span = max(1, -(-tokens // (wanted * tile))) * tile
+    return -(-tokens // span), span
+
+
+def tiles_of(key_bits: int, value_bits: int, page: int) -> int:
+    """Tiles of 16 tokens that a warp takes at once: about 4 KB, within a page (0: all is one)."""
     wanted = {8: 1, 4: 2, 2: 4}[max(key_bits or 8, value_bits or 8)]
-    return replace(CUT, tiles=min(wanted, page // 16) if page else wanted)
+    return min(wanted, page // 16) if page else wanted
 
 
 @functools.cache
@@ -169,30 +146,28 @@ def _known(
     fixed: tuple[int, int],
     turned: tuple[bool, bool],
     plain: bool,
-    how: Cut,
+    tiles: int,
 ) -> _build.Macros:
     values = {
         "HALF": 1, "NT": 0, "QUERY": int(dtype == torch.float16), "WIDTH": width, "KBITS": bits[0], "VBITS": bits[1],
         "KZERO": int(zeros[0]), "VZERO": int(zeros[1]), "KFIXED": fixed[0], "VFIXED": fixed[1],
         "KTURNED": int(turned[0]), "VTURNED": int(turned[1]),
-        "FLOATS": int(plain), "TILES": how.tiles, "WARPS": how.warps, "DEPTH": how.stages, "BLOCKS": how.blocks,
-        "TICKETS": int(how.tickets), "STREAMED": int(how.streamed),
+        "FLOATS": int(plain), "TILES": tiles, "WARPS": WARPS, "DEPTH": DEPTH,
     }  # fmt: skip
     return tuple(values.items())
 
 
-def macros(
-    dtype: torch.dtype,
-    width: int,
-    keys: Side,
-    values: Side,
-    how: Cut,
-    turned: tuple[bool, bool] = (False, False),
-    plain: bool = False,
+def _macros(
+    dtype: torch.dtype, width: int, keys: Side, values: Side, turned: tuple[bool, bool], plain: bool, tiles: int
 ) -> _build.Macros:
-    """Those of attention.cu."""
     zeros = (keys.zero is not None, values.zero is not None)
-    return _known(dtype, width, (keys.bits, values.bits), zeros, (keys.fixed, values.fixed), turned, plain, how)
+    return _known(dtype, width, (keys.bits, values.bits), zeros, (keys.fixed, values.fixed), turned, plain, tiles)
+
+
+def shared_bytes(key_bits: int, value_bits: int, width: int, tiles: int) -> int:
+    """Shared memory of a block: the rings with their barriers, and the heads of the query; later the warps' parts."""
+    stage = 16 * tiles * (width * ((key_bits or 8) + (value_bits or 8)) // 8 + 8)
+    return max(WARPS * DEPTH * (stage + 8) + 32 * width, WARPS * 8 * (width + 4) * 4)
 
 
 @functools.cache

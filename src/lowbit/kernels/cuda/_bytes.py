@@ -67,14 +67,14 @@ WAYS = (
     Cut(2, 32, 4), Cut(2, 16, 6), Cut(2, 16, 6, along=True), Cut(2, 8, 8, along=True), Cut(1, 8, 12, share=1),
     Cut(1, 4, 16, share=1),
 )  # fmt: skip
-"""The best of those measured; 64 rows for 65 to 256 tokens. Folded sums of 32 eights would need more registers than there are."""
+"""The best of those measured (bench/gpu_byte_cuts.py). Folded sums of 32 eights would need more registers than there are."""
 CUTS = {INT8: WAYS, E4M3: tuple(replace(way, fold=4) for way in WAYS if way.eights < 32)}
 TAKEN = (INT8,)
 """Kinds that it multiplies above DECODE_TOKENS tokens; the others' products are the vendor's."""
 LAUNCH = 3.5
 """Microseconds of a launch: its start, the first bytes, the last writing."""
 MULTIPLIED, BROUGHT, WRITTEN = 6.05e6, 7.0e4, 3.3e4
-"""Of a multiprocessor and a microsecond: products of bytes, bytes from the L2, outputs. The first two agree with what an H200 does."""
+"""Of a multiprocessor and a microsecond: products of bytes, bytes from the L2, outputs. The first two agree with times."""
 
 
 def takes(kind: int, tokens: int, rows: int) -> bool:

@@ -22,22 +22,16 @@ from lowbit.kernels.cuda._product import PROCESSORS, Kind, address
 @dataclass(frozen=True)
 class Cut:
     """A block has `tokens` tokens and `warps` warps over 16 rows each; `stages` stages of x lie in shared memory; `share`
-    blocks of a cluster bring x to each other; weights come `ahead` chunks before they are multiplied; `blocks`
-    fit on a multiprocessor. joined: clusters share tiles; None: where that is expected to end first."""
+    blocks of a cluster bring x to each other."""
 
     tokens: int = 256
     warps: int = 8
     stages: int = 4
     share: int = 2
-    ahead: int = 1
-    blocks: int = 1
-    joined: bool | None = None
 
-    def shared_bytes(self, kind: Kind) -> int:
-        """Shared memory of a block: the ring of x with its barriers, results of 64 tokens, the rings of weights."""
-        chunk = kind.bits * 256 + kind.groups * (64 if kind.zeros else 32)
-        weights = self.warps * (self.ahead + 1) * chunk if self.ahead > 1 else 0
-        return self.stages * self.tokens * 128 + 128 + min(self.tokens, 64) * (16 * self.warps + 8) * 2 + weights
+    @property
+    def shared_bytes(self) -> int:
+        return self.stages * self.tokens * 128 + 128 + self.tokens * (16 * self.warps + 8) * 2
 
     def tiles(self, tokens: int, rows: int) -> int:
         """Tiles of a cluster."""
@@ -45,7 +39,7 @@ class Cut:
 
     def clusters(self, tokens: int, rows: int, grains: int) -> int:
         """As many as live at once on the GPU. grains: of a tile."""
-        return min(PROCESSORS * self.blocks // self.share, self.tiles(tokens, rows) * grains)
+        return min(PROCESSORS // self.share, self.tiles(tokens, rows) * grains)
 
 
 CUT = Cut()
@@ -77,7 +71,7 @@ def _times(tokens: int, rows: int, chunks: int, how: Cut) -> tuple[float, float]
 @functools.lru_cache(maxsize=256)
 def macros(kind: Kind, dtype: torch.dtype, how: Cut) -> _build.Macros:
     wide = dict(_product.macros(kind, dtype, _product.Tiles(1, how.warps, 1, 1, how.stages, 0, True, True), 1))
-    return tuple({**wide, "NT": how.tokens // 8, "SHARE": how.share, "AHEAD": how.ahead, "BLOCKS": how.blocks}.items())
+    return tuple({**wide, "NT": how.tokens // 8, "SHARE": how.share}.items())
 
 
 def launch(
@@ -93,7 +87,7 @@ def launch(
     kernel = _build.kernel("prefill.cu", "prefill", macros(kind, y.dtype, how), x.device.index or 0)
     tokens, chunks = x.shape[0], prepared["low"].shape[1]
     grain, parts, counts = chunks, None, None
-    if how.joined if how.joined is not None else not whole(tokens, rows, chunks, how):
+    if not whole(tokens, rows, chunks, how):
         grain = 1
         parts = torch.empty(how.clusters(tokens, rows, chunks) * 2 * how.share * how.tokens * how.warps * 16, device=x.device)
         counts = _build.counters(x.device, how.tiles(tokens, rows) * how.share)
@@ -101,4 +95,4 @@ def launch(
     pointers = (prepared["low"], prepared.get("high"), prepared.get("meta"), y, beside, parts, counts)
     sizes = (tokens, rows, chunks, grain)
     arguments: tuple[int | TensorMap, ...] = (TensorMap(x, how.tokens // how.share), *map(address, pointers), *sizes)
-    kernel.launch((1, clusters * how.share, 1), 32 * how.warps, arguments, how.shared_bytes(kind), overlap=True)
+    kernel.launch((1, clusters * how.share, 1), 32 * how.warps, arguments, how.shared_bytes, overlap=True)

@@ -8,13 +8,10 @@
 // powers are taken off the query and the 1024 off the score; of values both exactly, so that small sums stay small.
 // Maxima are followed loosely (a score may exceed its maximum by SLACK), so that most tiles need no exchange between lanes.
 //
-// TICKETS: the blocks of a past take tiles from one line of it, each warp the next one as it has room: multiprocessors do not all read
-// at the same rate, and those that are quick take more. The first tile of each warp is its own.
-//
 // Compiled with HALF 1, NT 0, KBITS, VBITS 2|4|8|0 (0: float8 e4m3), KZERO, VZERO (a zero a token), WIDTH 64|128 channels,
 // KTURNED, VTURNED (in the Hadamard basis of
 // a head), KFIXED, VFIXED 0: a scale a token | 1: one float32 for all | 2: one a head, QUERY 0 bfloat16 | 1 float16 (of q, plain tokens and
-// out), FLOATS (there are plain tokens), TILES of 16 tokens at once, WARPS, DEPTH, BLOCKS of a multiprocessor, TICKETS, STREAMED.
+// out), FLOATS (there are plain tokens), TILES of 16 tokens at once, WARPS, DEPTH.
 
 constexpr int KROW = WIDTH * (KBITS ? KBITS : 8) / 8, VROW = WIDTH * (VBITS ? VBITS : 8) / 8; // bytes of a token
 constexpr int TOKENS = TILES * 16, THREADS = WARPS * 32;
@@ -43,13 +40,11 @@ INLINE Source source_of(int lane, const u8* k, const u8* v, const u8* k_scale, c
 }
 
 // `tokens` tokens (a multiple of 8) from place `at` of the store
-INLINE void fetch(u32 stage, u32 barrier, const Source& own, size_t at, int tokens, int lane, u64 policy) {
+INLINE void fetch(u32 stage, u32 barrier, const Source& own, size_t at, int tokens, int lane) {
     constexpr u32 BYTES = KROW + VROW + 2 * (!KFIXED + !VFIXED + KZERO + VZERO);
     if (lane == 0) expect_bytes(barrier, BYTES * tokens);
     __syncwarp();
-    if (!own.from) return;
-    if (STREAMED) copy_many_once(stage + own.to, own.from + at * own.bytes, own.bytes * tokens, barrier, policy);
-    else copy_many(stage + own.to, own.from + at * own.bytes, own.bytes * tokens, barrier);
+    if (own.from) copy_many(stage + own.to, own.from + at * own.bytes, own.bytes * tokens, barrier);
 }
 
 // the scale that all tokens of the block's key head share; 1 where each has its own
@@ -398,8 +393,8 @@ INLINE void finish(u16* out, const float* parts, int number, int lane) {
 // heads, page, ...]; table [sequences, table_width]: pages of a sequence, of 2^page_bits tokens; null: page n is all of sequence n.
 // Plain tokens [sequences, key heads, first_room or last_room, WIDTH]. counts [sequences, 3]: tokens of first, packed and last;
 // null: first_room, packed, last_room. span: tokens of a block. part [sequences, key heads, group, gridDim.x, LINE].
-// count [2, sequences, key heads]: blocks that came, tickets; zero before and after.
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attend(
+// count [sequences, key heads]: zero before and after.
+extern "C" __global__ void __launch_bounds__(THREADS) attend(
     const u16* q, const u8* k, const u8* k_scale, const u8* k_zero, const u8* v, const u8* v_scale, const u8* v_zero, const int* table,
     const int* counts, const u16* first_k, const u16* first_v, const u16* last_k, const u16* last_v, u16* out, float* part, int* count,
     int group, int page, int page_bits, int table_width, int span, int first_room, int packed, int last_room, int scale_bits) {
@@ -407,10 +402,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attend(
     let_the_next_kernel_start();
     wait_for_the_kernels_before();
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, splits = gridDim.x;
-    const int one = blockIdx.z * gridDim.y + blockIdx.y, start = TICKETS ? 0 : blockIdx.x * span;
+    const int one = blockIdx.z * gridDim.y + blockIdx.y, start = blockIdx.x * span;
     const bool plain = FLOATS && blockIdx.x == splits - 1;
-    const int length = counts ? counts[blockIdx.z * 3 + 1] : packed, mine = plain ? 0 : max(0, TICKETS ? length : min(span, length - start));
-    const int all = (mine + TOKENS - 1) / TOKENS, step = TICKETS ? WARPS * (splits - FLOATS) : WARPS;
+    const int length = counts ? counts[blockIdx.z * 3 + 1] : packed, mine = plain ? 0 : max(0, min(span, length - start));
+    const int all = (mine + TOKENS - 1) / TOKENS, rounds = all > warp ? (all - warp + WARPS - 1) / WARPS : 0;
     const float scale = __uint_as_float(scale_bits);
     const Source source = source_of(lane, k, v, k_scale, v_scale, k_zero, v_zero);
     const u32 ring = address(shared) + warp * DEPTH * STAGE, barriers = address(shared) + WARPS * DEPTH * STAGE + warp * DEPTH * 8;
@@ -419,22 +414,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attend(
     if (lane < DEPTH) begin_barrier(barriers + lane * 8);
     __syncwarp();
 
-    const u64 policy = STREAMED ? streamed() : 0;
-    int* const tickets = count + gridDim.y * gridDim.z + one;
-    int next = (TICKETS ? blockIdx.x * WARPS : 0) + warp - step, held = 0;                // held: lane l has the tile of stage l
-    auto get = [&](int i) {                                                               // the next tile, if there is one, into its stage
-        const int tile = (TICKETS ? of_lane(next, 0) : next) + step;
-        if (lane == i % DEPTH) held = tile;
-        if (tile >= all) return;
-        if (!TICKETS) next += step;
-        else if (lane == 0) next = ticket(tickets);                                       // wanted a round later
-        const int token = start + tile * TOKENS;
+    auto get = [&](int i) {                                                               // round i into its stage
+        const int token = start + (i * WARPS + warp) * TOKENS;
         const u32 place = table ? table[blockIdx.z * table_width + (token >> page_bits)] : blockIdx.z;
         const size_t at = (size_t)(place * gridDim.y + blockIdx.y) * page + (table ? token & (page - 1) : token);
-        fetch(ring + i % DEPTH * STAGE, barriers + i % DEPTH * 8, source, at, min(TOKENS, (length - token + 7) & ~7), lane, policy);
+        fetch(ring + i % DEPTH * STAGE, barriers + i % DEPTH * 8, source, at, min(TOKENS, (length - token + 7) & ~7), lane);
     };
 #pragma unroll
-    for (int i = 0; i < DEPTH - 1; i++) get(i);
+    for (int i = 0; i < DEPTH - 1; i++)
+        if (i < rounds) get(i);
     take_query(queries, q, group, lane, warp);
     __syncthreads();
     Query heads;
@@ -442,13 +430,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attend(
     Running r = {{NOTHING, NOTHING}, {0.f, 0.f}, {0.f, 0.f}, {}};
     const float packed_scale = scale * fixed<KFIXED>(k_scale);
 #pragma unroll 1
-    for (int i = 0;; i++) {
+    for (int i = 0; i < rounds; i++) {
         __syncwarp();                                                                     // nobody reads round i - 1 any more
-        get(i + DEPTH - 1);
-        const int tile = of_lane(held, i % DEPTH);
-        if (tile >= all) break;
+        if (i + DEPTH - 1 < rounds) get(i + DEPTH - 1);
         wait_for_phase(barriers + i % DEPTH * 8, i / DEPTH & 1);
-        tile_of_tokens(r, heads, ring + i % DEPTH * STAGE, mine - tile * TOKENS, lane, packed_scale);
+        tile_of_tokens(r, heads, ring + i % DEPTH * STAGE, mine - (i * WARPS + warp) * TOKENS, lane, packed_scale);
     }
     __syncthreads();
     float* parts = (float*)shared;
@@ -472,7 +458,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attend(
         part[(head * splits + blockIdx.x) * LINE + d] = d == WIDTH ? most : sum;
     }
     if (!last_of(count + one, splits)) return;
-    if (TICKETS && threadIdx.x == 0) *tickets = 0;
     for (int head = warp; head < group; head += WARPS)
         finish(out + ((size_t)one * group + head) * WIDTH, part + (size_t)head * splits * LINE, splits, lane);
 }

@@ -118,7 +118,6 @@ INLINE u16 rounded(float v) {
 // ---- between the lanes of a warp
 
 INLINE float of_lane(float v, int lane) { return __shfl_sync(0xffffffffu, v, lane); }
-INLINE int of_lane(int v, int lane) { return __shfl_sync(0xffffffffu, v, lane); }
 INLINE u32 of_other(u32 v, int mask) { return __shfl_xor_sync(0xffffffffu, v, mask); }   // of lane ^ mask
 INLINE bool any_lane(bool v) { return __any_sync(0xffffffffu, v); }
 INLINE u32 transposed(u32 v) {                               // an 8 x 8 of halves, two of a row in each lane
@@ -196,11 +195,6 @@ INLINE void copy_many(u32 to, const u8* from, u32 bytes, u32 barrier) {  // addr
                  "r"(barrier)
                  : "memory");
 }
-INLINE void copy_many_once(u32 to, const u8* from, u32 bytes, u32 barrier, u64 policy) {
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(to),
-                 "l"(from), "r"(bytes), "r"(barrier), "l"(policy)
-                 : "memory");
-}
 struct __align__(64) TensorMap { u64 words[16]; };          // made by the driver
 // a box of the matrix of `map`, from (column, row) on, to the same place of the first `blocks` blocks of the cluster and their barriers
 INLINE void copy_box(u32 to, const TensorMap& map, int column, int row, u32 barrier, int blocks) {
@@ -231,7 +225,6 @@ INLINE void wait_for_phase(u32 barrier, u32 parity) {        // for the end of t
 
 INLINE void let_the_next_kernel_start() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
 INLINE void wait_for_the_kernels_before() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-INLINE int ticket(int* counter) { return atomicAdd(counter, 1); }
 INLINE float read_far(const float* at) {                     // what another block may have written
     float v;
     asm volatile("ld.relaxed.gpu.f32 %0, [%1];" : "=f"(v) : "l"(at) : "memory");

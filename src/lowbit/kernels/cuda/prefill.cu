@@ -8,7 +8,7 @@
 // grains: of whole tiles; or of a chunk, then tiles at the ends of a share have several clusters, and the last of them to come adds
 // their sums, in order of index.
 //
-// Compiled with the macros of weights.cuh (SCALED 1) and NT tokens / 8, WN, DEPTH, SHARE, AHEAD, BLOCKS of a multiprocessor.
+// Compiled with the macros of weights.cuh (SCALED 1) and NT tokens / 8, WN, DEPTH, SHARE.
 
 #include "weights.cuh"
 
@@ -16,7 +16,6 @@ constexpr int ROWS = WN * 16;
 constexpr int TOKENS = NT * 8;
 constexpr int THREADS = WN * 32;
 constexpr int X_BYTES = TOKENS * 128;                        // of a stage
-constexpr int PASS = TOKENS < 64 ? TOKENS : 64;               // tokens of results that are in shared memory at once
 constexpr int LINE = ROWS + 8;                               // halves from token to token among the results: few bank conflicts
 constexpr int READS = NT < 4 ? NT * 4 : 16;                  // of parts of sums that are on their way at once
 constexpr int FIELDS = ASYM ? 2 : 1;
@@ -41,17 +40,6 @@ struct Chunk {
     }
 };
 
-constexpr int SLOTS = AHEAD + 1;                             // of chunks, of a warp, in shared memory where AHEAD > 1
-
-// chunk `at` into a slot
-INLINE void copy_chunk(u32 slot, const u8* low, const u8* high, const u8* meta, size_t at, int lane) {
-#pragma unroll
-    for (int i = 0; i < LOW_BYTES; i += 512) copy16_or_zeros(slot + i + lane * 16, low + at * LOW_BYTES + i + lane * 16, true);
-    if (HIGH_BYTES && lane < HIGH_BYTES / 16) copy16_or_zeros(slot + LOW_BYTES + lane * 16, high + at * HIGH_BYTES + lane * 16, true);
-    if (META_BYTES && lane < META_BYTES / 16)
-        copy16_or_zeros(slot + LOW_BYTES + HIGH_BYTES + lane * 16, meta + at * META_BYTES + lane * 16, true);
-}
-
 // 32 columns: unit U of a chunk. a: free, since the products of two units before are done. x: address of the stage
 template <int U>
 INLINE void step(Sums& sums, u32 (&a)[8], const Chunk& chunk, const Words& table, Group& group, u32 x) {
@@ -72,41 +60,38 @@ INLINE void step(Sums& sums, u32 (&a)[8], const Chunk& chunk, const Words& table
 INLINE int share_begin(int cluster, int clusters, int all) { return (int)((long long)cluster * all / clusters); }
 INLINE int owner(int chunk, int clusters, int all) { return (int)((((long long)chunk + 1) * clusters - 1) / all); }
 
-// y [tokens, ROWS] of a tile, by way of shared memory, PASS tokens at a time
+// y [tokens, ROWS] of a tile, by way of shared memory
 INLINE void write_tile(u16* results, const Sums& sums, u16* y, int token, int all_tokens, int first_row, int rows) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 #pragma unroll
-    for (int pass = 0; pass < TOKENS; pass += PASS) {
+    for (int i = 0; i < NT * 4; i++)
+        results[(i / 4 * 8 + lane % 4 * 2 + i % 2) * LINE + warp * 16 + lane / 4 + i % 4 / 2 * 8] = in_type(sums[i / 4][i % 4]);
+    __syncthreads();
+    for (int i = threadIdx.x; i < TOKENS * ROWS / 8; i += THREADS) {
+        const int t = i / (ROWS / 8), row = i % (ROWS / 8) * 8;
+        if (token + t >= all_tokens) break;
+        u16* to = y + (size_t)(token + t) * rows + first_row + row;
+        const u16* from = results + t * LINE + row;
+        if (rows % 8 == 0) {
+            if (first_row + row < rows) *(uint4*)to = *(const uint4*)from;
+        } else {
 #pragma unroll
-        for (int i = 0; i < PASS / 2; i++)
-            results[(i / 4 * 8 + lane % 4 * 2 + i % 2) * LINE + warp * 16 + lane / 4 + i % 4 / 2 * 8] = in_type(sums[pass / 8 + i / 4][i % 4]);
-        __syncthreads();
-        for (int i = threadIdx.x; i < PASS * ROWS / 8; i += THREADS) {
-            const int t = i / (ROWS / 8), row = i % (ROWS / 8) * 8;
-            if (token + pass + t >= all_tokens) break;
-            u16* to = y + (size_t)(token + pass + t) * rows + first_row + row;
-            const u16* from = results + t * LINE + row;
-            if (rows % 8 == 0) {
-                if (first_row + row < rows) *(uint4*)to = *(const uint4*)from;
-            } else {
-#pragma unroll
-                for (int j = 0; j < 8; j++)
-                    if (first_row + row + j < rows) to[j] = from[j];
-            }
+            for (int j = 0; j < 8; j++)
+                if (first_row + row + j < rows) to[j] = from[j];
         }
-        __syncthreads();
     }
+    __syncthreads();
 }
 
 // x: [tokens, inputs] in boxes of 64 columns, TOKENS / SHARE tokens. beside: CODEC: one scale, LUT: the table's bytes
 // grain: chunks, of a tile, or 1; then parts [clusters, 2, SHARE, NT * 4, THREADS] and count [tiles, SHARE] (0 before and after)
-extern "C" __global__ void __cluster_dims__(1, SHARE, 1) __launch_bounds__(THREADS, BLOCKS)
+extern "C" __global__ void __cluster_dims__(1, SHARE, 1) __launch_bounds__(THREADS, 1)
     prefill(const __grid_constant__ TensorMap x, const u8* low, const u8* high, const u8* meta, u16* y, const float* beside,
             float* parts, int* count, int all_tokens, int rows, int chunks, int grain) {
     extern __shared__ __align__(1024) u8 shared[];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, rank = blockIdx.y % SHARE;
     const u32 xs = address(shared), full = xs + DEPTH * X_BYTES, empty = full + 8 * DEPTH;
-    u16* results = (u16*)(shared + DEPTH * X_BYTES + 128);   // [PASS, LINE]
+    u16* results = (u16*)(shared + DEPTH * X_BYTES + 128);   // [TOKENS, LINE]
     __shared__ float factor;
     if (threadIdx.x == 0) {
         factor = CODEC ? beside[0] : 1.f;
@@ -132,21 +117,9 @@ extern "C" __global__ void __cluster_dims__(1, SHARE, 1) __launch_bounds__(THREA
     };
     const auto place = [&](int tile) { return min(first_row(tile) / 16 + warp, last_tile); };   // of 16 rows of this warp
 
-    size_t at = (size_t)place(tile) * chunks + chunk;        // of the next chunk to ask for
-    int asked = 0, asked_chunk = chunk, asked_tile = tile;
-    u8* const ring = shared + DEPTH * X_BYTES + 128 + PASS * LINE * 2 + warp * (SLOTS * TILE_BYTES);   // of this warp's weights
+    size_t at = (size_t)place(tile) * chunks + chunk;
     Chunk next;
-    const auto ask = [&] {
-        if (2 * asked < stages) {
-            if (AHEAD == 1) next.get(low, high, meta, at, lane);
-            else copy_chunk(address(ring) + asked % SLOTS * TILE_BYTES, low, high, meta, at, lane);
-            asked++, asked_chunk++, at++;
-            if (asked_chunk == chunks) asked_chunk = 0, at = (size_t)place(++asked_tile) * chunks;
-        }
-        if (AHEAD > 1) end_group();
-    };
-#pragma unroll
-    for (int k = 0; k < AHEAD; k++) ask();
+    next.get(low, high, meta, at, lane);
     Group group;
     Words table;
     if (LUT) table = table_of(beside);
@@ -186,14 +159,9 @@ extern "C" __global__ void __cluster_dims__(1, SHARE, 1) __launch_bounds__(THREA
         for (int j = 0; j < NT * 4; j++) sums[j / 4][j % 4] = 0;
 #pragma unroll 1
         for (; chunk < to; chunk++) {
-            if (AHEAD > 1) {
-                wait_for_all_groups_but<AHEAD - 1>();
-                __syncwarp();
-                const u8* from = ring + i / 2 % SLOTS * TILE_BYTES;
-                next.get(from, from + LOW_BYTES, from + LOW_BYTES + HIGH_BYTES, 0, lane);
-            }
             const Chunk now = next;
-            ask();
+            at = chunk + 1 < chunks ? at + 1 : (size_t)place(tile + 1) * chunks;
+            if (i + 2 < stages) next.get(low, high, meta, at, lane);
             half_chunk(now, false);
             half_chunk(now, true);
         }
