@@ -106,7 +106,7 @@ def measure(subject: Subject, tried: Iterable[Any]) -> None:
     for how in best:
         print(f"{subject.name} {times[how][0]:7.1f} {times[how][1]:7.1f} us {sound[how]:.1e} {how or 'a library'}", flush=True)
     ours = next(how for how in best if how)
-    keep("gpu_cuts", part="bytes", subject=subject.name, us=round(max(times[ours]), 1), floor_us=round(floor(subject.size), 1),
+    keep("gpu_byte_cuts", subject=subject.name, us=round(max(times[ours]), 1), floor_us=round(floor(subject.size), 1),
          error=float(f"{sound[ours]:.1e}"), cut=vars(ours))  # fmt: skip
 
 
