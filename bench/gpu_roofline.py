@@ -2,8 +2,8 @@
 
     python bench/gpu_roofline.py      writes docs/pictures/gpu_roofline.png from the rows in bench/results
 
-Left: products with one matrix at 1, 16 and 64 tokens beside the rivals (gpu_linear, gpu_bytes, gpu_cuts' best); of each the
-newest row. Right: attention of one new token (gpu_attention).
+Products with one matrix at 1, 16 and 64 tokens, ours filled and rivals open (gpu_linear, gpu_bytes, gpu_cuts' best); of each
+the newest row. Below on the right attention of one new token (gpu_attention).
 The line is 2.5 us + bytes / 4.66 TB/s, what a kernel that only reads takes on an H200.
 """
 
@@ -14,10 +14,12 @@ from _bars import Row, kept, newest
 from _gpu_timing import floor
 
 from lowbit import formats
+from lowbit.report import pictures
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
 from matplotlib.axes import Axes
+from matplotlib.ticker import NullFormatter
 
 ROOT = Path(__file__).parent.parent
 NAMES = {
@@ -25,7 +27,7 @@ NAMES = {
     "machete": "Machete int4", "exllamav3": "exllamav3 trellis2", "bitsandbytes": "bitsandbytes nf4",
 }  # fmt: skip
 OURS = ("int2-g128", "int3-g128", "int4-g128", "nf4-g64", "trellis2-plain")
-MARKS = {1: "o", 16: "s", 64: "^"}
+TOKENS = (1, 16, 64)
 Point = tuple[str, int, float, float]
 
 
@@ -46,7 +48,7 @@ def products() -> list[Point]:
     """Name, tokens, megabytes, microseconds."""
     found: dict[tuple[str, int, int, int], Point] = {}
     rows = [*kept("gpu_linear"), *kept("gpu_cuts"), *kept("gpu_bytes")]
-    for row in sorted((row for row in rows if row["tokens"] in MARKS), key=lambda row: row["date"]):
+    for row in sorted((row for row in rows if row["tokens"] in TOKENS), key=lambda row: row["date"]):
         told, shape = subject(row), (row["rows"], row["inputs"])
         if told:
             name, bits = told
@@ -54,37 +56,55 @@ def products() -> list[Point]:
     return list(found.values())
 
 
-def line(axes: Axes, low: float, high: float) -> None:
+def line(axes: Axes, low: float, high: float, title: str) -> None:
     sizes = [low * (high / low) ** (i / 50) for i in range(51)]
     axes.plot(sizes, [floor(size * 1e6) for size in sizes], color="black", linewidth=1, label="reading the bytes")
-    axes.set(xscale="log", yscale="log", xlabel="MB of weights, or of keys and values", ylabel="microseconds")
-    axes.grid(True, which="both", linewidth=0.3)
+    axes.set(xscale="log", yscale="log", xlabel="MB of weights, or of keys and values", ylabel="microseconds", title=title)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.grid(True, which="major", linewidth=0.5)
+
+
+def matrices(axes: Axes, tokens: int, colours: dict[str, str]) -> None:
+    """Products of so many tokens: ours filled, rivals open."""
+    line(axes, 4, 130, f"One matrix, {tokens} token{'s' * (tokens > 1)}")
+    for name, colour in colours.items():
+        own = [(size, time) for n, m, size, time in products() if n == name and m == tokens]
+        inside = colour if name.startswith("ours") else "none"
+        mark = "o" if name.startswith("ours") else "D"
+        axes.scatter(
+            [x for x, _ in own], [y for _, y in own], s=34, marker=mark, facecolors=inside, edgecolors=colour, label=name
+        )
+
+
+def attention(axes: Axes) -> None:
+    line(axes, 100, 1200, "Attention of a new token, 8 sequences of 32768, 32 heads on 8")
+    rows = [row for row in newest(kept("gpu_attention")) if row["tokens"] == 32768]
+    for row in rows:
+        read, ours = (row["floor_us"] - floor(0)) * 4.66, " " not in row["kind"]
+        axes.scatter(
+            [read], [row["us"]], s=34, marker="o" if ours else "D", facecolors="C0" if ours else "none", edgecolors="C0"
+        )
+    plain = [row for row in rows if row["kind"].endswith("bf16")]
+    told = [(row["kind"], row) for row in rows if row not in plain]
+    told += [(", ".join(row["kind"].removesuffix(" bf16") for row in plain) + ": bf16", plain[0])] if plain else []
+    for name, row in told:
+        right = name == "int8"  # beside fp8
+        place, away = ((row["floor_us"] - floor(0)) * 4.66, row["us"]), (8, -4) if right else (-8, -4)
+        axes.annotate(name, place, textcoords="offset points", xytext=away, ha="left" if right else "right", fontsize=9)
 
 
 def draw() -> None:
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 5), layout="constrained")
-    line(left, 4, 130)
-    points = products()
-    for index, name in enumerate(dict.fromkeys(point[0] for point in points)):
-        for tokens, mark in MARKS.items():
-            own = [(size, time) for n, m, size, time in points if n == name and m == tokens]
-            told = name if tokens == 1 else None
-            left.scatter(*zip(*own, strict=True), s=22, marker=mark, color=f"C{index}", label=told) if own else None
-    left.set_title("One matrix on an H200 (circle 1, square 16, triangle 64 tokens)")
-    left.legend(fontsize=8)
-    line(right, 100, 1200)
-    for row in newest(kept("gpu_attention")):
-        if row["tokens"] != 32768:
-            continue
-        read = (row["floor_us"] - floor(0)) * 4.66
-        right.scatter([read], [row["us"]], s=30)
-        below = row["kind"] == "fp8"  # beside int8
-        right.annotate(
-            row["kind"], (read, row["us"]), textcoords="offset points", xytext=(-6, -10 if below else 4), ha="right", fontsize=8
-        )
-    right.set_title("One new token, 8 sequences of 32768, 32 heads on 8")
-    right.legend(fontsize=8)
-    figure.savefig(ROOT / "docs" / "pictures" / "gpu_roofline.png", dpi=130)
+    with pyplot.rc_context(pictures.STYLE):
+        figure, places = pyplot.subplots(2, 2, figsize=(12, 9), layout="constrained")
+        names = sorted({point[0] for point in products()}, key=lambda name: (not name.startswith("ours"), name))
+        colours = {name: pyplot.get_cmap("tab20")(2 * i % 20 + 2 * i // 20) for i, name in enumerate(names)}
+        for axes, tokens in zip(places.flat, TOKENS, strict=False):
+            matrices(axes, tokens, colours)
+        attention(places[1, 1])
+        figure.legend(*places[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=5, frameon=False)
+        figure.savefig(ROOT / "docs" / "pictures" / "gpu_roofline.png", dpi=110)
 
 
 if __name__ == "__main__":

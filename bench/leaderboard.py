@@ -44,6 +44,8 @@ SENTENCES = (
 WINDOWS, SAMPLES, LENGTH = 32, 64, 2048
 FAMILIES = {r"\(trellis": "trellis codes", r"\(int\d-g128(-asym)?[,)]": "integers that engines load"}
 """What a sentence must hold to lie on a line of the picture: sides and other groups are files for lowbit alone."""
+OTHER = " windows of "
+"""In the name of a row with another calibration than the rivals had."""
 READ = (4, None, 6, 3)
 """Rates at which the file of `nested` is read; None: all that is stored."""
 Row = dict[str, Any]
@@ -88,7 +90,7 @@ def one(sentences: list[str], data: Path, device: str, calibration: str, samples
                 found = {Path(n).stem: measure.divergence(model.float(), t, reference).summary() for n, t in texts.items()}
                 other = calibration != str(data / "calibration.txt") or samples != SAMPLES
                 text = "+".join(Path(name).stem for name in calibration.split("+"))
-                told = f"{sentence}, {samples} windows of {text}" if other else sentence
+                told = f"{sentence}, {samples}{OTHER}{text}" if other else sentence
                 _keep(told + (f", read at {rate} bits" if rate else ""), size, seconds, samples, found)
 
 
@@ -230,7 +232,7 @@ def picture(ours: list[Row], rivals: list[Row]) -> None:
                 [p[0] for p in points], [p[1] for p in points], s=18, alpha=0.55, label=tool, color=colour, linewidths=0
             )
         for (family, told), style in zip(FAMILIES.items(), ("-o", "--s"), strict=True):
-            front = _front([row for row in ours if re.search(family, row["recipe"])])
+            front = _front([row for row in ours if re.search(family, row["recipe"]) and OTHER not in row["recipe"]])
             axes.plot(*zip(*front, strict=True), style, color=pictures.COLOURS[0], label=f"lowbit, {told}", markersize=5)
         axes.set(yscale="log", xlabel="stored bits per weight", ylabel="KL divergence on books, milli-nats a token")
         axes.grid(True, axis="y")
