@@ -8,6 +8,7 @@ The line is 2.5 us + bytes / 4.66 TB/s, what a kernel that only reads takes on a
 """
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from _bars import Row, kept, newest
@@ -66,7 +67,7 @@ def line(axes: Axes, low: float, high: float, title: str) -> None:
     axes.grid(True, which="major", linewidth=0.5)
 
 
-def matrices(axes: Axes, tokens: int, colours: dict[str, str]) -> None:
+def matrices(axes: Axes, tokens: int, colours: dict[str, Any]) -> None:
     """Products of so many tokens: ours filled, rivals open."""
     line(axes, 4, 130, f"One matrix, {tokens} token{'s' * (tokens > 1)}")
     for name, colour in colours.items():
