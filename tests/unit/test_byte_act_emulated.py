@@ -5,9 +5,11 @@ those of the codes. Needs g++.
 import ctypes
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from unit.emulated import on_cpu
 
 from lowbit import formats, sides
@@ -90,6 +92,15 @@ def test_activations_cu(element: str, inputs: int, dtype: torch.dtype, size: int
     assert same.float().mean() > (0.995 if size else 0.9999), same.float().mean()
 
 
+def laid(kernel: Any, q: formats.Quantized) -> dict[str, Tensor]:
+    """A matrix as a kernel reads it, from which what was stored comes back."""
+    packed, parts = packing.split(q.format, packing.pack(q), q.shape)
+    prepared: dict[str, Tensor] = kernel.prepare(q.format, packed, parts, q.shape)
+    again, parts_again = kernel.restore(prepared, q.format, q.shape)
+    assert torch.equal(again, packed) and torch.equal(parts_again["scale"].float(), parts["scale"].float())
+    return prepared
+
+
 WAYS = [("int8", 48, 320, 3, Tiles(1, 1, 2, 1, 2)), ("int8", 80, 640, 20, Tiles(1, 4, 1, 2, 3, 2, True)),
         ("e4m3", 64, 320, 9, Tiles(2, 1, 2, 1, 2)), ("e4m3", 64, 576, 9, Tiles(1, 4, 1, 1, 3, 2, True))]  # fmt: skip
 
@@ -104,10 +115,7 @@ def test_linear_cu_with_bytes(
     format = formats.parse("int8-row" if element == "int8" else "fp8-row")
     w = torch.randn(rows, inputs)
     q = format.fit(w, search=False).quantize(w)
-    packed, parts = packing.split(format, packing.pack(q), q.shape)
-    prepared = byte_act.prepare(format, packed, parts, q.shape)
-    again, parts_again = byte_act.restore(prepared, format, q.shape)
-    assert torch.equal(again, packed) and torch.equal(parts_again["scale"].float(), parts["scale"].float())
+    prepared = laid(byte_act, q)
     activation = acting.Activation(formats.parse("int8-token" if element == "int8" else "fp8-token"))
     x = torch.randn(tokens, inputs).bfloat16()
     found = byte_act.rounded(x, prepared, format, q.shape, activation)
@@ -148,9 +156,8 @@ def test_linear_cu_with_bytes_and_nibbles(
     monkeypatch.setattr(_product, "tiles", lambda *a: how)
     format, activation = formats.parse(text), acting.parse("int8-token-clip0.9")
     q = format.fit(torch.randn(rows, inputs), search=False).quantize(torch.randn(rows, inputs))
-    packed, parts = packing.split(format, packing.pack(q), q.shape)
     assert not int4_act.refusal(activation, format, q.shape)
-    prepared = int4_act.prepare(format, packed, parts, q.shape)
+    prepared = laid(int4_act, q)
     x = torch.randn(tokens, inputs).bfloat16()
     found = int4_act.rounded(x, prepared, format, q.shape, activation)
     codes, scale = acting.quantize(x, activation)
@@ -181,11 +188,8 @@ def test_linear_cu_with_float8_in_blocks(
     format, activation = formats.parse("fp8-b128x128"), acting.parse("fp8-g128")
     w = torch.randn(rows, inputs) * (1 + torch.arange(inputs) // 128) * (1 + torch.arange(rows) // 128)[:, None]
     q = format.fit(w, search=False).quantize(w)
-    packed, parts = packing.split(format, packing.pack(q), q.shape)
     assert not byte_act.refusal(activation, format, q.shape)
-    prepared = byte_act.prepare(format, packed, parts, q.shape)
-    again, parts_again = byte_act.restore(prepared, format, q.shape)
-    assert torch.equal(again, packed) and torch.equal(parts_again["scale"], parts["scale"])
+    prepared = laid(byte_act, q)
     x = (torch.randn(tokens, inputs) * (1 + torch.arange(inputs) // 128)).bfloat16()
     x[0, :128] = 0
     wanted = acting.fake(x.float(), activation).double() @ q.decode().double().T

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from lowbit.architectures import Fold
 from lowbit.core import ranks
-from lowbit.core.errors import ArchitectureError, CalibrationError
+from lowbit.core.errors import CalibrationError
 from lowbit.methods import Block, Count, Method
 from lowbit.methods._taken import AT_ONCE, Formats
 from lowbit.statistics import Stats
@@ -57,13 +57,7 @@ class AWQ(Method):
     @torch.no_grad()
     def rewrite(self, block: Block, stats: dict[str, Stats]) -> None:
         """Scale along every fold of the block whose readers are to be rounded. Raises ArchitectureError when none is known."""
-        folds = folding.resolve(block.folds, [name for name, _ in block.module.named_modules()])
-        if not folds:
-            kind = type(block.module).__name__
-            raise ArchitectureError(
-                f"awq: no folds are known for {kind} ({block.name}), so scales have nowhere to go. "
-                "Use rtn, hqq or gptq, or add a file to lowbit/architectures."
-            )
+        folds = folding.known(block.folds, block.module, "awq", block.name)
         if block.samples is None:
             raise CalibrationError(f"awq: {block.name} has no hidden states to try scales on. Give a calibration text.")
         calls = _record(block, {fold.inspect for fold in folds}, block.samples[: self.windows])

@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 
 from lowbit.architectures import Fold
-from lowbit.core.errors import ArchitectureError
 from lowbit.methods import Block, Method, Share
 from lowbit.statistics import Stats
 from lowbit.transforms import fold as folding
@@ -44,13 +43,7 @@ class SmoothQuant(Method):
     @torch.no_grad()
     def rewrite(self, block: Block, stats: dict[str, Stats]) -> None:
         """Scale along the folds of the block whose readers are to be rounded. Raises ArchitectureError when none is known."""
-        folds = folding.resolve(block.folds, [name for name, _ in block.module.named_modules()])
-        if not folds:
-            kind = type(block.module).__name__
-            raise ArchitectureError(
-                f"smoothquant: no folds are known for {kind} ({block.name}), so scales have nowhere to go. "
-                "Leave it out, or add a file to lowbit/architectures."
-            )
+        folds = folding.known(block.folds, block.module, "smoothquant", block.name)
         for fold in folds:
             source: Any = block.module.get_submodule(fold.source).weight
             seen = [stats[name] for name in fold.targets if name in block.linears]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lowbit import statistics
 from lowbit.core import ranks, words
-from lowbit.core.errors import ArchitectureError, CapacityError, CheckpointError, RequestError
+from lowbit.core.errors import CapacityError, CheckpointError, RequestError
 from lowbit.pipeline import prefixed, turned
 from lowbit.pipeline.source import Source
 from lowbit.recipe.grammar import step_text
@@ -39,13 +39,7 @@ def check(source: Source, plan: Plan) -> None:
     for transform, layer in sorted(seen, key=lambda pair: pair[1]):
         if not getattr(transform, "needs_folds", False) or not 0 <= layer < len(source.blocks):
             continue
-        block = source.blocks[layer]
-        if not fold.resolve(source.architecture.folds, [name for name, _ in block.named_modules()]):
-            where = f"{type(block).__name__} ({source.prefix(layer)})"
-            raise ArchitectureError(
-                f"{step_text(transform)}: no folds are known for {where}, so scales have nowhere to go. "  # type: ignore[arg-type]
-                "Leave this step out, or add a file to lowbit/architectures."
-            )
+        fold.known(source.architecture.folds, source.blocks[layer], step_text(transform), source.prefix(layer))  # type: ignore[arg-type]
 
 
 def place(out: Path, size: int = 0) -> None:

@@ -21,6 +21,17 @@ from lowbit.architectures import Fold
 from lowbit.core.errors import ArchitectureError
 
 
+def known(folds: Sequence[Fold], module: nn.Module, asked: str, place: str) -> tuple[Fold, ...]:
+    """The folds of a block, names resolved. asked: by which step; place: the block's name. Raises ArchitectureError."""
+    found = resolve(folds, [name for name, _ in module.named_modules()])
+    if not found:
+        raise ArchitectureError(
+            f"{asked}: no folds are known for {type(module).__name__} ({place}), so scales have nowhere to go. "
+            "Leave this step out, or add a file to lowbit/architectures."
+        )
+    return tuple(found)
+
+
 def scale_inputs(weight: Tensor, scales: Tensor) -> Tensor:
     """Columns of `weight` [out, in] times scales [in], in float64, in the weight's dtype."""
     return (weight.double() * scales.double()).to(weight.dtype)
