@@ -115,11 +115,13 @@ def diagnose(
     Pictures and a page go to the folder `out` (default: the model's name with -diagnosis); see lowbit.evaluation.diagnosis.
     """
     from lowbit.evaluation import diagnosis
+    from lowbit.pipeline import admission
     from lowbit.report import diagnosis as page
     from lowbit.report import portrait
 
-    result = diagnosis.diagnose(model, text, windows, length, str(chosen(device)), progress or Silent())
     folder = Path(out or f"{Path(model).name}-diagnosis")
+    admission.writable(folder)
+    result = diagnosis.diagnose(model, text, windows, length, str(chosen(device)), progress or Silent())
     folder.mkdir(parents=True, exist_ok=True)
     result["folder"] = str(folder)
     (folder / "report.html").write_text(page.render(result, portrait.write(result, folder)), encoding="utf-8")

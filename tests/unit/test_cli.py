@@ -163,9 +163,10 @@ def test_errors_are_one_line_and_leave_nothing(lowbit, tiny_llama, tmp_path, arg
     assert not out_folder.exists() and not list(tmp_path.glob("out*"))
 
 
-def test_a_place_that_cannot_be_written_to_is_refused(lowbit, tiny_llama, tmp_path):
+@pytest.mark.parametrize("command", [("quantize", "--dry-run"), ("compare", "rtn(int4-g64)"), ("diagnose",)])
+def test_a_place_that_cannot_be_written_to_is_refused(lowbit, tiny_llama, tmp_path, command):
     (tmp_path / "file").write_text("")
-    code, out, err = lowbit("quantize", tiny_llama, "--dry-run", "--out", tmp_path / "file" / "out")
+    code, out, err = lowbit(command[0], tiny_llama, *command[1:], "--out", tmp_path / "file" / "out")
     assert (code, out) == (3, "")
     assert err == f"error: {tmp_path}/file/out: {tmp_path}/file is a file. Choose another --out.\n"
 

@@ -19,6 +19,7 @@ from lowbit.core import errors
 from lowbit.evaluation import measure
 from lowbit.evaluation.fresh import Fresh
 from lowbit.layers.loading import load
+from lowbit.pipeline import admission
 from lowbit.pipeline.progress import Progress
 from lowbit.pipeline.source import Source, resolve, tokenizer_of
 from lowbit.recipe import Recipe, allotment
@@ -41,6 +42,7 @@ def compare(
 ) -> dict[str, Any]:
     """Quantize and measure; checkpoints stay in `out`, a folder a sentence. A finished one is measured, not made again."""
     _check(original, recipes)
+    admission.writable(out)
     folder = resolve(original)
     base = load(str(folder), dtype=torch.float32, device=device)
     span = length or measure.window_length(base)

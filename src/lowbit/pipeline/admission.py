@@ -46,10 +46,16 @@ def place(out: Path, size: int = 0) -> None:
     """See that `size` bytes can be written to a new folder `out`. Raises CheckpointError, CapacityError."""
     if out.exists():
         raise CheckpointError(f"{out}: the folder exists already. Remove it or choose another --out.")
-    folder = next(path for path in out.absolute().parents if path.exists())
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        fact = "cannot be written to" if folder.is_dir() else "is a file"
-        raise CheckpointError(f"{out}: {folder} {fact}. Choose another --out.")
+    folder = writable(out)
     free = shutil.disk_usage(folder).free
     if free < size * 1.1:
         raise CapacityError(f"{out}: {words.size(size)} to write, {words.size(free)} free. Free some or choose another --out.")
+
+
+def writable(out: Path) -> Path:
+    """See that files can be written to the folder `out`, there or not: the nearest folder that is. Raises CheckpointError."""
+    folder = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        fact = "cannot be written to" if folder.is_dir() else "is a file"
+        raise CheckpointError(f"{out}: {folder} {fact}. Choose another --out.")
+    return folder
