@@ -59,17 +59,30 @@ public:
   }
 };
 
-/// Parts of work, taken by whichever thread is free: a core that others use does less of it.
+/// Parts of work: each thread takes those of a range of its own one after the other, as they lie in memory, then what others
+/// have left, so that a core that others use does less.
 class Parts {
-  std::atomic<int64_t> next{0};
-  const int64_t count, step;
+  static constexpr int64_t MOST = 64;
+  struct alignas(64) Range {
+    std::atomic<int64_t> next;
+    int64_t stop;
+  };
+  Range ranges[MOST];
+  const int64_t owners, step;
 
 public:
-  Parts(int64_t count, int64_t threads, int64_t least = 1) : count(count), step(std::max(least, count / (threads * 8))) {}
+  Parts(int64_t count, int64_t threads, int64_t least = 1)
+      : owners(std::min(threads, MOST)), step(std::max(least, count / (owners * 64))) {
+    for (int64_t i = 0; i < owners; i++) ranges[i].next = count * i / owners, ranges[i].stop = count * (i + 1) / owners;
+  }
   bool take(int64_t &start, int64_t &stop) {
-    start = next.fetch_add(step);
-    stop = std::min(start + step, count);
-    return start < count;
+    for (int64_t i = 0; i < owners; i++) {
+      Range &range = ranges[(omp_get_thread_num() + i) % owners];
+      if (range.next.load() >= range.stop) continue;
+      start = range.next.fetch_add(step), stop = std::min(start + step, range.stop);
+      if (start < range.stop) return true;
+    }
+    return false;
   }
 };
 
