@@ -90,6 +90,12 @@ inline Floats lesser(Floats a, Floats b) { return _mm512_min_ps(a, b); }
 inline Ints where_less(Floats a, Floats b, Ints then, Ints otherwise) {
   return _mm512_mask_blend_epi32(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), otherwise, then);
 }
+/// then where a is a number, otherwise where it is NaN
+inline Ints where_number(Floats a, Ints then, Ints otherwise) {
+  return _mm512_mask_blend_epi32(_mm512_cmp_ps_mask(a, a, _CMP_ORD_Q), otherwise, then);
+}
+/// The low word of each lane.
+inline void store_shorts(uint16_t *p, Ints a) { _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16(a)); }
 /// The lanes of a with the numbers `at`.
 inline Floats pick(Floats a, Ints at) { return _mm512_permutexvar_ps(at, a); }
 /// The low byte of each lane.
@@ -218,6 +224,15 @@ inline __m256i where_less(__m256 x, __m256 y, __m256i then, __m256i otherwise) {
 inline Ints where_less(Floats x, Floats y, Ints then, Ints otherwise) {
   return {where_less(x.a, y.a, then.a, otherwise.a), where_less(x.b, y.b, then.b, otherwise.b)};
 }
+inline __m256i where_number(__m256 x, __m256i then, __m256i otherwise) {
+  return _mm256_blendv_epi8(otherwise, then, _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_ORD_Q)));
+}
+inline Ints where_number(Floats x, Ints then, Ints otherwise) {
+  return {where_number(x.a, then.a, otherwise.a), where_number(x.b, then.b, otherwise.b)};
+}
+inline void store_shorts(uint16_t *p, Ints x) {
+  _mm256_storeu_si256((__m256i *)p, _mm256_permute4x64_epi64(_mm256_packus_epi32(x.a, x.b), 0xD8));
+}
 inline __m256 pick(Floats x, __m256i at) {
   const __m256 low = _mm256_permutevar8x32_ps(x.a, at), high = _mm256_permutevar8x32_ps(x.b, at);
   return _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(at, 28)));
@@ -236,6 +251,14 @@ inline Floats halved(Floats x) { return {_mm256_cvtph_ps(_mm256_cvtps_ph(x.a, 0)
 
 /// Sixteen floats stored as bfloat16.
 inline Floats halves(const uint16_t *p) { return as_floats(left(shorts(p), 16)); }
+
+/// The nearest bfloat16 in the upper half of each lane, ties to even; NaN stays NaN.
+inline Ints nearest_halves(Floats x) {
+  const Ints bits = as_ints(x), odd = both(right(bits, 16), fill(1)), quiet = either(bits, fill(64 << 16));
+  return where_number(x, plus(bits, plus(odd, fill(0x7FFF))), quiet);
+}
+inline void store_halves(uint16_t *p, Floats x) { store_shorts(p, right(nearest_halves(x), 16)); }
+inline Floats rounded_halves(Floats x) { return as_floats(both(nearest_halves(x), fill((int32_t)0xFFFF0000))); }
 
 /// e^x to 2e-7 of it; what lies below e^-87 or above e^88 is that. NaN stays NaN: of two, min and max give the second then.
 inline Floats exponential(Floats x) {

@@ -22,17 +22,17 @@ template <int KIND> struct Row {
 
   Sixteen get(int64_t i, int64_t n) const {
     Sixteen found{};
-    if (n - i >= LANES) widen(at + i * SIZE, KIND, found.x, LANES);
+    if (n - i >= LANES) store(found.x, KIND == FLOAT32 ? load((const float *)at + i) : halves((const uint16_t *)at + i));
     else widen(at + i * SIZE, KIND, found.x, n - i);
     return found;
   }
   void put(int64_t i, int64_t n, const Sixteen &v) const {
-    if (n - i >= LANES) narrow(v.x, at + i * SIZE, KIND, LANES);
+    if (n - i >= LANES) KIND == FLOAT32 ? store((float *)at + i, load(v.x)) : store_halves((uint16_t *)at + i, load(v.x));
     else narrow(v.x, at + i * SIZE, KIND, n - i);
   }
   /// Rounded to the kind.
   static Sixteen rounded(Sixteen v) {
-    for (int j = 0; j < LANES && KIND != FLOAT32; j++) v[j] = widened(narrowed(v[j]));
+    if (KIND != FLOAT32) store(v.x, rounded_halves(load(v.x)));
     return v;
   }
 };
