@@ -130,3 +130,42 @@ def test_what_is_not_taken_is_said() -> None:
     assert "float16" in told(plain, dtype=torch.float16)
     assert "outliers" in told(replace(plain, outliers=1)) and "int3" in told(Half("int3-row-floatzero"))
     assert "along" in told(Half("int4-g32-floatzero", "channel"))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 1), (5, 64), (130, 200), (33, 2048)])
+def test_a_linear_of_floats(dtype: torch.dtype, shape: tuple[int, int]) -> None:
+    x, weight, bias = torch.randn(1, shape[1]).to(dtype), torch.randn(shape).to(dtype), torch.randn(shape[0]).to(dtype)
+    wanted = x.double() @ weight.double().t()
+    assert near(_step.product(x, weight, None), wanted) and near(_step.product(x, weight, bias), wanted + bias.double())
+
+
+def test_a_token_that_is_not_in_the_table_reads_nothing() -> None:
+    row, _ = _step.enter(torch.tensor([[7]]), torch.full((5, 16), 3.0), torch.ones(16), 1e-5)
+    assert (row == 0).all()
+
+
+def test_calls_written_down_are_made_again_on_what_lies_in_their_memory_then() -> None:
+    hidden, weight, both = torch.randn(1, 48), torch.randn(48), torch.randn(1, 96)
+    matrix = torch.randn(20, 48)
+
+    def one() -> Tensor:
+        return _step.product(_step.norm(hidden, _step.gate(both).view(1, 48), weight, 1e-5), matrix, None)
+
+    before = hidden.clone()
+    y, again = _step.recorded(one)
+    first, after = y.clone(), hidden.clone()
+    assert again is not None
+    both.copy_(torch.randn(1, 96)), hidden.copy_(before), matrix.mul_(2)
+    again()
+    found, moved = y.clone(), hidden.clone()
+    hidden.copy_(before)
+    assert torch.equal(one(), found) and torch.equal(moved, hidden)
+    assert not torch.equal(found, first) and not torch.equal(moved, after)
+
+
+def test_what_torch_computes_in_between_is_not_written_down() -> None:
+    both = torch.randn(1, 96)
+    for one in (lambda: _step.gate(both) + 1, lambda: _step.gate(both * 2), lambda: _step.gate(both)[:, : int(both[0, 0] > 9)]):
+        y, again = _step.recorded(one)
+        assert again is None and torch.equal(y, one())

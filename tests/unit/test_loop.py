@@ -79,7 +79,7 @@ def test_tokens_step_by_step_are_those_of_generate(name: str) -> None:
             wanted = written(model, ids, 30, temperature)
             torch.manual_seed(1)
             assert list(made.tokens(ids, 30, temperature)) == wanted, (length, temperature)
-    assert made._step is not None and made._room == 512
+    assert made._step is not None and made._room == 512 and made._step._again is not None
     made.model.generation_config.eos_token_id = [wanted[12]]
     torch.manual_seed(1)
     assert list(made.tokens(ids, 30, 0.7)) == wanted[: wanted.index(wanted[12]) + 1]
@@ -101,7 +101,7 @@ def test_tokens_over_a_packed_cache_are_those_of_generate(text: str) -> None:
             wanted = written(model, ids, 80, temperature, kvcache.arguments(policy, model))
             torch.manual_seed(1)
             assert list(made.tokens(ids, 80, temperature)) == wanted, (length, temperature)
-    assert made._step is not None and made._step._held[0].stores[0].packed > 0
+    assert made._step is not None and made._step._held[0].stores[0].packed > 0 and made._step._again is None
     kvcache.attach(model, text)
     assert not loop.refusal(model)
     torch.manual_seed(1)

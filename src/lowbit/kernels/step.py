@@ -1,6 +1,6 @@
 """step - what stands around the linears when a decoder writes one token; picks the kernels that do it by device.
 
-A file of kernels has `norm`, `gate`, `enter`, `Attention` and `Taking`; kernels/triton/_step.py says what they are.
+A file of kernels has `norm`, `gate`, `product`, `enter`, `Attention` and `Taking`; kernels/triton/_step.py says what they are.
 """
 
 import importlib.util

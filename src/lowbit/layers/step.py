@@ -4,11 +4,15 @@ Idea      The model's own weights and linears, its own rotary angles, made once 
           linears is three kernels a block (in Triton on GPUs, in C++ on CPUs: kernels/step.py) instead of some forty, before
           the blocks and behind the head one each. What transformers computes in its forward comes out, to rounding.
           Llama, Mistral and Qwen2 have this shape. Others keep their own forward; `refusal` says why.
-          On a CPU the cache may be packed (lowbit.kvcache): its own stores take the new token, attention goes by dispatch.
+          On a CPU the calls of the first token are written down and made again at once for each one after it
+          (kernels/cpu/_replay.py). The cache may be packed there (lowbit.kvcache): its own stores take the new token, attention
+          goes by dispatch.
 Traps     The residual stream is added up in place, inside the kernel of the next norm. Keys and values are those of one
-          sequence; a prompt goes through the model's own forward, and `fill` takes what it left.
+          sequence; a prompt goes through the model's own forward, and `fill` takes what it left. On a CPU the next token's
+          logits lie where these did, and weights that are put in place of others later are not seen.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -66,6 +70,8 @@ class Step:
         sizes = (2, heads[1], 0 if packed else room, attention.head_dim)
         self._held: list[Any] = [torch.zeros(sizes, **like) for _ in inner.layers]
         self._packed = packed
+        self._again: Callable[[], None] | None = None
+        self._made_for: tuple[int, ...] = ()
         places = torch.arange(room, device=model.device)[None]
         self._cos, self._sin = (angles[0].contiguous() for angles in inner.rotary_emb(inner.norm.weight, position_ids=places))
 
@@ -89,19 +95,37 @@ class Step:
 
     def __call__(self, token: Tensor, position: Tensor) -> Tensor:
         """token int64 [1, 1] at position int64 [1, 1] -> logits [1, vocab]; the cache has one token more."""
+        if token.device.type != "cpu":
+            return self._one(token, position)
+        made_for = token.data_ptr(), position.data_ptr(), torch.get_num_threads()
+        if self._again is not None and made_for == self._made_for:
+            self._again()
+        elif made_for == self._made_for:
+            self._logits = self._one(token, position)
+        else:
+            self._made_for = made_for
+            self._logits, self._again = self._kernels.recorded(lambda: self._one(token, position))
+        return self._logits
+
+    def _one(self, token: Tensor, position: Tensor) -> Tensor:
         inner, norm, gate = self.model.model, self._kernels.norm, self._kernels.gate
         hidden, x = self._entered(token, inner.layers[0].input_layernorm)
         delta: Tensor | None = None
         for layer, held in zip(inner.layers, self._held, strict=True):
             before, after, attention, mlp = layer.input_layernorm, layer.post_attention_layernorm, layer.self_attn, layer.mlp
             x = x if delta is None else norm(hidden, delta, before.weight, before.variance_epsilon)
-            qkv = attention.q_proj.joined.whole(x)
+            qkv = self._times(attention.q_proj.joined.whole, x)
             angles = (self._cos, self._sin, position)
-            delta = attention.o_proj(held(qkv, *angles) if self._packed else self._attend(qkv, *angles, held[0], held[1]))
+            seen = held(qkv, *angles) if self._packed else self._attend(qkv, *angles, held[0], held[1])
+            delta = self._times(attention.o_proj, seen)
             x = norm(hidden, delta, after.weight, after.variance_epsilon)
-            delta = mlp.down_proj(gate(mlp.gate_proj.joined.whole(x)))
-        logits: Tensor = self.model.lm_head(norm(hidden, delta, inner.norm.weight, inner.norm.variance_epsilon))
-        return logits
+            delta = self._times(mlp.down_proj, gate(self._times(mlp.gate_proj.joined.whole, x)))
+        return self._times(self.model.lm_head, norm(hidden, delta, inner.norm.weight, inner.norm.variance_epsilon))
+
+    def _times(self, linear: Any, x: Tensor) -> Tensor:
+        """A linear of the model times x [1, in]."""
+        y: Tensor = self._kernels.product(x, linear.weight, linear.bias) if type(linear) is nn.Linear else linear(x)
+        return y
 
 
 class Packed:

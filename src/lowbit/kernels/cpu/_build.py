@@ -21,10 +21,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -173,9 +174,14 @@ def has(name: str) -> bool:
     return hasattr(library(), name)
 
 
-@functools.cache
 def function(name: str, arguments: str) -> Callable[..., None]:
     """A function of the library. arguments: a letter for each: p an address or None, i a whole number, d a float."""
+    found = _function(name, arguments)
+    return found if _writer is None else functools.partial(_writer.call, name, arguments, found)
+
+
+@functools.cache
+def _function(name: str, arguments: str) -> Callable[..., None]:
     found = getattr(library(), name)
     found.argtypes = [{"p": ctypes.c_void_p, "i": ctypes.c_int64, "d": ctypes.c_double}[letter] for letter in arguments]
     found.restype = None
@@ -185,7 +191,34 @@ def function(name: str, arguments: str) -> Callable[..., None]:
 
 def address(tensor: Tensor | None) -> int | None:
     """Where a contiguous tensor begins; None: null."""
-    return None if tensor is None else tensor.data_ptr()
+    if tensor is None:
+        return None
+    if _writer is not None:
+        _writer.kept.append(tensor)
+    return tensor.data_ptr()
+
+
+class Writer(Protocol):
+    """Who writes calls down (_replay.py). kept: tensors whose addresses were taken."""
+
+    kept: list[Tensor]
+
+    def call(self, name: str, arguments: str, found: Callable[..., None], *given: Any) -> None:
+        """Make a call."""
+
+
+_writer: Writer | None = None
+
+
+@contextlib.contextmanager
+def writing(writer: Writer) -> Iterator[None]:
+    """Calls are made by `writer`."""
+    global _writer
+    _writer = writer
+    try:
+        yield
+    finally:
+        _writer = None
 
 
 def settled(tensor: Tensor) -> Tensor:

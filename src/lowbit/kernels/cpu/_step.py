@@ -2,6 +2,7 @@
 
 norm      hidden += what the last linear gave; y = RMSNorm(hidden)
 gate      silu(gate) * up
+product   a linear whose weights are floats
 enter     hidden = the embedding of the token; y = RMSNorm(hidden)
 Attention rotate the new query and key, write the new key and value into the cache, attend to all of it (source/attention.cpp)
 Taking    the likeliest token, put where the next step reads it
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lowbit.kernels.cpu import _build
+from lowbit.kernels.cpu._replay import recorded as recorded
 
 
 def refusal(device: torch.device, dtype: torch.dtype, width: int) -> str:
@@ -35,7 +37,9 @@ def norm(hidden: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> Te
 
 def enter(token: Tensor, table: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """token int64 [1, 1], table [vocab, n] -> its row [1, n], and weight * row / sqrt(mean(row^2) + eps)."""
-    hidden = table[token[0]]
+    hidden = table.new_empty(1, table.shape[1])
+    where = map(_build.address, (token, table))
+    _build.function("lowbit_row", "ppiip")(*where, *table.shape[:1], hidden.nbytes, _build.address(hidden))
     return hidden, norm(hidden, None, weight, eps)
 
 
@@ -43,7 +47,16 @@ def gate(both: Tensor) -> Tensor:
     """both [1, 2 n] -> silu(first half) * second half [1, n]."""
     n = both.shape[1] // 2
     y = both.new_empty(1, n)
-    _build.function("lowbit_gate", "ppii")(both.data_ptr(), y.data_ptr(), n, _build.KINDS[both.dtype])
+    _build.function("lowbit_gate", "ppii")(_build.address(both), _build.address(y), n, _build.KINDS[both.dtype])
+    return y
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x [1, in], weight [out, in], bias [out] -> [1, out]."""
+    y = x.new_empty(1, weight.shape[0])
+    where = map(_build.address, (x, weight, bias, y))
+    threads = _build.threads(weight.numel() * weight.element_size())
+    _build.function("lowbit_plain", "ppppiiii")(*where, *weight.shape, _build.KINDS[x.dtype], threads)
     return y
 
 
@@ -60,8 +73,8 @@ class Attention:
         """
         y = qkv.new_empty(1, self.heads[0] * self.width)
         _build.function("lowbit_step_attention", "ppppppipiiidii")(
-            *map(_build.address, (qkv, cos, sin, position, keys, values)), keys.shape[1], y.data_ptr(), *self.heads, self.width,
-            self.scale, _build.KINDS[qkv.dtype], torch.get_num_threads(),
+            *map(_build.address, (qkv, cos, sin, position, keys, values)), keys.shape[1], _build.address(y), *self.heads,
+            self.width, self.scale, _build.KINDS[qkv.dtype], torch.get_num_threads(),
         )  # fmt: skip
         return y
 
@@ -75,4 +88,4 @@ class Taking:
     def __call__(self, logits: Tensor, token: Tensor, position: Tensor, written: Tensor, number: Tensor) -> None:
         """logits [1, vocab] -> token [1, 1], written[number]; position and number are one more. All int64."""
         where = map(_build.address, (token, position, written, number))
-        _build.function("lowbit_take", "piipppp")(logits.data_ptr(), self.vocab, _build.KINDS[logits.dtype], *where)
+        _build.function("lowbit_take", "piipppp")(_build.address(logits), self.vocab, _build.KINDS[logits.dtype], *where)

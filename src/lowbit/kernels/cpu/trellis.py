@@ -91,7 +91,7 @@ def linear(x: Tensor, prepared: dict[str, Tensor], format: Format, shape: tuple[
     words, scale = prepared["words"], prepared["scale"]
     if x.shape[0] > TEAM and x.dtype == torch.bfloat16 and _build.has(TILES):
         run = _build.function(TILES, "ppiiipiipii")
-        run(x.data_ptr(), y.data_ptr(), x.shape[0], *shape, *_matrix(words, scale, format, shape))
+        run(_build.address(x), _build.address(y), x.shape[0], *shape, *_matrix(words, scale, format, shape))
         return y
     if x.shape[0] <= DECODE_TOKENS[x.dtype]:
         _call(x, y, words, scale, format, shape)
@@ -111,10 +111,10 @@ def linear(x: Tensor, prepared: dict[str, Tensor], format: Format, shape: tuple[
 def _call(x: Tensor | None, y: Tensor, words: Tensor, scale: Tensor, format: Format, shape: tuple[int, int]) -> None:
     run = _build.function("lowbit_trellis", "ppiiiipiipii")
     tokens = 0 if x is None else x.shape[0]
-    run(_build.address(x), y.data_ptr(), _build.KINDS[y.dtype], tokens, *shape, *_matrix(words, scale, format, shape))
+    run(_build.address(x), _build.address(y), _build.KINDS[y.dtype], tokens, *shape, *_matrix(words, scale, format, shape))
 
 
 def _matrix(words: Tensor, scale: Tensor, format: Format, shape: tuple[int, int]) -> tuple[int | None, ...]:
     """What the C++ is told of a matrix."""
-    told = words.data_ptr(), _rule(format), int(format.dtype.bits), scale.data_ptr(), int(len(scale) == 1)
+    told = _build.address(words), _rule(format), int(format.dtype.bits), _build.address(scale), int(len(scale) == 1)
     return *told, _build.threads(shape[0] * shape[1])

@@ -262,6 +262,11 @@ def norm(hidden: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> Te
     return y
 
 
+def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x [1, in], weight [out, in], bias [out] -> [1, out]."""
+    return torch.nn.functional.linear(x, weight, bias)
+
+
 def gate(both: Tensor) -> Tensor:
     """both [1, 2 n] -> silu(first half) * second half [1, n]."""
     n = both.shape[1] // 2

@@ -117,6 +117,31 @@ template <int KIND> int64_t likeliest(Row<KIND> logits, int64_t n) {
   return place;
 }
 
+/// y [n] of rows `start` .. `stop` of weight [rows][n].
+template <int KIND> void plain(const char *x, const char *weight, const char *bias, char *y, int64_t n, int64_t start, int64_t stop) {
+  constexpr int64_t SIZE = KIND == FLOAT32 ? 4 : 2;
+  constexpr int TOGETHER = 4;
+  const auto at = [](const char *p, int64_t i) INLINE { return KIND == FLOAT32 ? load((const float *)p + i) : halves((const uint16_t *)p + i); };
+  for (int64_t row = start; row < stop; row++) {
+    const char *w = weight + row * n * SIZE;
+    Floats sums[TOGETHER];
+    EACH(i, TOGETHER) sums[i] = fill(0.0f);
+    int64_t k = 0;
+    for (; k + TOGETHER * LANES <= n; k += TOGETHER * LANES)
+      EACH(i, TOGETHER) sums[i] = fuse(at(w, k + i * LANES), at(x, k + i * LANES), sums[i]);
+    float all = total(plus(plus(sums[0], sums[1]), plus(sums[2], sums[3]))), one[2];
+    for (; k < n; k++) {
+      widen(w + k * SIZE, KIND, one, 1), widen(x + k * SIZE, KIND, one + 1, 1);
+      all += one[0] * one[1];
+    }
+    if (bias) {
+      widen(bias + row * SIZE, KIND, one, 1);
+      all += one[0];
+    }
+    narrow(&all, y + row * SIZE, KIND, 1);
+  }
+}
+
 template <int KIND>
 void attention(const char *qkv, const char *cos, const char *sin, int64_t position, char *keys, char *values, int64_t room, char *y,
                int64_t queries, int64_t pairs, int64_t width, double scale, int64_t threads) {
@@ -152,6 +177,22 @@ void attention(const char *qkv, const char *cos, const char *sin, int64_t positi
 /// hidden [n] += delta (null: nothing); y [n] = its norm times weight.
 EXPORT void lowbit_norm(char *hidden, const char *delta, const char *weight, char *y, int64_t n, double eps, int64_t kind) {
   EITHER(kind, norm<KIND>(hidden, delta, weight, y, n, (float)eps));
+}
+
+/// to: row *token of table [rows][bytes]; zeros where there is none.
+EXPORT void lowbit_row(const int64_t *token, const char *table, int64_t rows, int64_t bytes, char *to) {
+  if (*token >= 0 && *token < rows) std::memcpy(to, table + *token * bytes, bytes);
+  else std::memset(to, 0, bytes);
+}
+
+/// x [n], weight [rows][n], bias [rows] or null -> y [rows].
+EXPORT void lowbit_plain(const char *x, const char *weight, const char *bias, char *y, int64_t rows, int64_t n, int64_t kind, int64_t threads) {
+  Parts left(rows, threads, 16);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+  {
+    int64_t start, stop;
+    while (left.take(start, stop)) EITHER(kind, plain<KIND>(x, weight, bias, y, n, start, stop));
+  }
 }
 
 /// both [2 n] -> y [n].
