@@ -15,7 +15,7 @@ from lowbit.kernels.cpu import _build
 pytestmark = pytest.mark.skipif(
     _build.instruction_set.__wrapped__() not in _build.SETS, reason="no C++ kernels for this machine"
 )
-CACHED = (_build.missing, _build.instruction_set, _build.library, _build.function)
+CACHED = (_build.missing, _build.instruction_set, _build.library, _build.has, _build._function)
 
 RUN = """
 import sys, torch
