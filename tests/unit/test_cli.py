@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -169,6 +170,15 @@ def test_a_place_that_cannot_be_written_to_is_refused(lowbit, tiny_llama, tmp_pa
     code, out, err = lowbit(command[0], tiny_llama, *command[1:], "--out", tmp_path / "file" / "out")
     assert (code, out) == (3, "")
     assert err == f"error: {tmp_path}/file/out: {tmp_path}/file is a file. Choose another --out.\n"
+
+
+def test_a_folder_without_a_tokenizer_is_refused_before_any_work(lowbit, tiny_llama, tmp_path):
+    shutil.copytree(tiny_llama, tmp_path / "model")
+    for file in (tmp_path / "model").glob("tokenizer*"):
+        file.unlink()
+    code, out, err = lowbit("quantize", tmp_path / "model", "rtn(int4-g64)", "--out", tmp_path / "out")
+    assert (code, out) == (3, "") and "no tokenizer can be read" in err and err.count("\n") == 1
+    assert not list(tmp_path.glob("out*"))
 
 
 def test_debug_shows_where(lowbit, tiny_llama):

@@ -17,5 +17,6 @@ def command(model: options.Model, device: options.Device = None, json: options.J
         if not json:
             from lowbit.report import table
 
-            output.show(table.layers(result["layers"]))
+            if result["layers"]:
+                output.show(table.layers(result["layers"]))
             output.say(table.facts(result))

@@ -101,6 +101,7 @@ class Run:
         self.admit(result)
         if self.request.dry_run:
             return result
+        tokenizer_of(self.source.folder.path)  # the closing check reads text: better no run than none at its end
         self.out.parent.mkdir(parents=True, exist_ok=True)
         tokens = self.calibration() if self.plan.needs_data else None
         if tokens is not None:
