@@ -121,14 +121,18 @@ template <int KIND> int64_t likeliest(Row<KIND> logits, int64_t n) {
 template <int KIND> void plain(const char *x, const char *weight, const char *bias, char *y, int64_t n, int64_t start, int64_t stop) {
   constexpr int64_t SIZE = KIND == FLOAT32 ? 4 : 2;
   constexpr int TOGETHER = 4;
+  /// Bytes that are asked for ahead: what the processor asks for by itself ends with each page.
+  constexpr int64_t AHEAD = 8192;
   const auto at = [](const char *p, int64_t i) INLINE { return KIND == FLOAT32 ? load((const float *)p + i) : halves((const uint16_t *)p + i); };
   for (int64_t row = start; row < stop; row++) {
     const char *w = weight + row * n * SIZE;
     Floats sums[TOGETHER];
     EACH(i, TOGETHER) sums[i] = fill(0.0f);
     int64_t k = 0;
-    for (; k + TOGETHER * LANES <= n; k += TOGETHER * LANES)
+    for (; k + TOGETHER * LANES <= n; k += TOGETHER * LANES) {
+      EACH(i, TOGETHER * LANES * SIZE / 64) _mm_prefetch(w + k * SIZE + i * 64 + AHEAD, _MM_HINT_T1);
       EACH(i, TOGETHER) sums[i] = fuse(at(w, k + i * LANES), at(x, k + i * LANES), sums[i]);
+    }
     float all = total(plus(plus(sums[0], sums[1]), plus(sums[2], sums[3]))), one[2];
     for (; k < n; k++) {
       widen(w + k * SIZE, KIND, one, 1), widen(x + k * SIZE, KIND, one + 1, 1);
