@@ -1,5 +1,6 @@
 """What stands around the linears on CPUs, and attention over packed tokens, in C++: odd sizes, memory that must not be read."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from lowbit.kernels import pages
 from lowbit.kernels.attention import Case, Held
-from lowbit.kernels.cpu import _build, _step, attention
+from lowbit.kernels.cpu import _build, _replay, _step, attention
 from lowbit.kernels.pages import Half
 from lowbit.kernels.reference import attention as law
 
@@ -162,6 +163,19 @@ def test_calls_written_down_are_made_again_on_what_lies_in_their_memory_then() -
     hidden.copy_(before)
     assert torch.equal(one(), found) and torch.equal(moved, hidden)
     assert not torch.equal(found, first) and not torch.equal(moved, after)
+
+
+def test_calls_of_another_thread_are_not_written_down() -> None:
+    both, other = torch.randn(1, 96), torch.randn(1, 96)
+
+    def one() -> Tensor:
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(lambda: _step.gate(other)).result()
+        return _step.gate(both)
+
+    with _build.writing(writing := _replay.Writing()):
+        one()
+    assert len(writing.calls) == 1
 
 
 def test_what_torch_computes_in_between_is_not_written_down() -> None:

@@ -21,6 +21,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
@@ -177,7 +178,8 @@ def has(name: str) -> bool:
 def function(name: str, arguments: str) -> Callable[..., None]:
     """A function of the library. arguments: a letter for each: p an address or None, i a whole number, d a float."""
     found = _function(name, arguments)
-    return found if _writer is None else functools.partial(_writer.call, name, arguments, found)
+    writer = _here.writer
+    return found if writer is None else functools.partial(writer.call, name, arguments, found)
 
 
 @functools.cache
@@ -193,8 +195,8 @@ def address(tensor: Tensor | None) -> int | None:
     """Where a contiguous tensor begins; None: null."""
     if tensor is None:
         return None
-    if _writer is not None:
-        _writer.kept.append(tensor)
+    if _here.writer is not None:
+        _here.writer.kept.append(tensor)
     return tensor.data_ptr()
 
 
@@ -207,18 +209,23 @@ class Writer(Protocol):
         """Make a call."""
 
 
-_writer: Writer | None = None
+class Here(threading.local):
+    """Who writes down the calls of this thread."""
+
+    writer: Writer | None = None
+
+
+_here = Here()
 
 
 @contextlib.contextmanager
 def writing(writer: Writer) -> Iterator[None]:
-    """Calls are made by `writer`."""
-    global _writer
-    _writer = writer
+    """Calls of this thread are made by `writer`."""
+    _here.writer = writer
     try:
         yield
     finally:
-        _writer = None
+        _here.writer = None
 
 
 def settled(tensor: Tensor) -> Tensor:
