@@ -1,6 +1,7 @@
 """step - what stands around the linears when a decoder writes one token; picks the kernels that do it by device.
 
 A file of kernels has `norm`, `gate`, `product`, `enter`, `Attention` and `Taking`; kernels/triton/_step.py says what they are.
+Where calls are written down once and made again (kernels/cpu/_replay.py), it has `recorded` too.
 """
 
 import importlib.util

@@ -95,7 +95,8 @@ class Step:
 
     def __call__(self, token: Tensor, position: Tensor) -> Tensor:
         """token int64 [1, 1] at position int64 [1, 1] -> logits [1, vocab]; the cache has one token more."""
-        if token.device.type != "cpu":
+        recorded = getattr(self._kernels, "recorded", None)
+        if recorded is None:
             return self._one(token, position)
         made_for = token.data_ptr(), position.data_ptr(), torch.get_num_threads()
         if self._again is not None and made_for == self._made_for:
@@ -104,7 +105,7 @@ class Step:
             self._logits = self._one(token, position)
         else:
             self._made_for = made_for
-            self._logits, self._again = self._kernels.recorded(lambda: self._one(token, position))
+            self._logits, self._again = recorded(lambda: self._one(token, position))
         return self._logits
 
     def _one(self, token: Tensor, position: Tensor) -> Tensor:
