@@ -325,3 +325,12 @@ def test_what_is_too_large_is_refused_before_any_work(
     (tmp_path / "out").mkdir()
     with pytest.raises(CheckpointError, match="exists already"):
         lowbit.quantize(str(tiny_llama), SENTENCE, out, **SMALL)
+
+
+def test_a_gain_counts_on_the_half_of_the_text_where_it_is_less_sure() -> None:
+    easy, hard = [0.1, 0.12], [-0.05, -0.06]
+    losses = [1.0, 3.0, 1.1, 3.2]
+    mean, error = budgeted.less_sure([easy[0], hard[0], easy[1], hard[1]], losses)
+    assert mean == pytest.approx(-0.055) and error == pytest.approx(0.005)
+    even = budgeted.less_sure([0.1, 0.2, 0.3, 0.1], [1.0, 3.0, 1.1, 3.2])
+    assert even == pytest.approx((0.2, 0.1))  # greater in the mean, but less sure

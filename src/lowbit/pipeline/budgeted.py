@@ -16,7 +16,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -149,15 +149,20 @@ def _rival(request: Request, sentence: str, folder: Path, plain: Plain) -> Resul
 
 
 def _gain(request: Request, source: Source, room: Path, progress: Progress) -> tuple[float, float]:
-    """Mean of log(KL of the uniform rival / KL of the allotted one) over held-out windows, and its standard error: those of the
-    half where the gain is less sure, of the windows that the original predicts best and of the others."""
+    """Mean of log(KL of the uniform rival / KL of the allotted one) over held-out windows, and its standard error."""
     tokenizer, length = tokenizer_of(source.folder.path), min(source.context, closing.LENGTH)
     tokens = text.spread(text.windows("bundled", text.read("bundled", "evaluation"), tokenizer, length).tokens, WINDOWS)
     uniform, allotted = (
         closing.compare(source, Folder(room / name), tokens, chosen(request.device), progress) for name in (UNIFORM, ALLOTTED)
     )
     gains = [math.log(max(u, LEAST) / max(a, LEAST)) for u, a in zip(uniform.kl, allotted.kl, strict=True)]
-    order = sorted(range(len(gains)), key=uniform.nll_original.__getitem__)
+    return less_sure(gains, uniform.nll_original)
+
+
+def less_sure(gains: Sequence[float], losses: Sequence[float]) -> tuple[float, float]:
+    """Mean gain and standard error of the half of the windows where it is less sure: of those that the original predicts best,
+    by its losses, and of the others."""
+    order = sorted(range(len(gains)), key=losses.__getitem__)
     halves = (order[: len(order) // 2], order[len(order) // 2 :])
     found = [mean_and_error([gains[i] for i in half]) for half in halves if half]
     return min(found, key=lambda gain: gain[0] - SURE * gain[1])

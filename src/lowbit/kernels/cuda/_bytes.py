@@ -67,7 +67,8 @@ WAYS = (
     Cut(2, 32, 4), Cut(2, 16, 6), Cut(2, 16, 6, along=True), Cut(2, 8, 8, along=True), Cut(1, 8, 12, share=1),
     Cut(1, 4, 16, share=1),
 )  # fmt: skip
-"""The best of those measured (bench/gpu_byte_cuts.py). Folded sums of 32 eights would need more registers than there are."""
+"""The best of those measured (bench/gpu_byte_cuts.py), and 64 rows for 65 to 256 tokens, which no row tells of.
+Folded sums of 32 eights would need more registers than there are."""
 CUTS = {INT8: WAYS, E4M3: tuple(replace(way, fold=4) for way in WAYS if way.eights < 32)}
 TAKEN = (INT8,)
 """Kinds that it multiplies above DECODE_TOKENS tokens; the others' products are the vendor's."""
