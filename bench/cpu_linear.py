@@ -107,7 +107,7 @@ def prepared(
     first = dispatch.prepare(kernel, format, packed, parts, shape)
     held = [first, *({name: _build.settled(part.clone()) for name, part in first.items()} for _ in range(copies - 1))]
     expected = (acting.fake(x.float(), inputs) if inputs else x).double() @ quantized.decode().double().t()
-    calls = [partial(dispatch.linear, x, p, kernel, format, shape, inputs) for p in held]
+    calls = [partial(dispatch.bind(p, kernel, format, shape, inputs), x, None) for p in held]
     error = float((calls[0]().double() - expected).norm() / expected.norm())
     if error > 5e-3:
         sys.exit(f"{kernel} of {text}: relative error {error:.1e}; nothing is timed.")

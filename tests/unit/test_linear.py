@@ -1,6 +1,7 @@
 """QuantizedLinear: the decoded matrix's function, exact codes through every move, the bytes that were promised."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -85,6 +86,26 @@ def test_other_dtypes_run_on_a_prepared_layer() -> None:
     layer = QuantizedLinear.from_quantized(q, dtype=torch.bfloat16).prepare()
     torch.testing.assert_close(layer(x), x @ q.decode().t(), rtol=0, atol=2e-4)
     assert layer(torch.randn(0, 256)).shape == (0, 128)
+
+
+@pytest.mark.parametrize("text", [*TEXTS, "int4-g128-asym"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_looked_up_once_changes_nothing(text: str, dtype: torch.dtype) -> None:
+    """Of x in slices, of no and of many tokens, in another dtype; after a move; in a copy. x that does not fit is refused."""
+    layer = QuantizedLinear.from_quantized(quantized(text), torch.randn(128), dtype).prepare()
+    for _ in range(2):
+        for x in (torch.randn(2, 3, 264)[..., 8:], torch.randn(256), torch.randn(0, 256), torch.randn(20, 256).double()):
+            x = x if x.dtype == torch.float64 else x.to(dtype)
+            wanted = layer(x)
+            with torch.no_grad():
+                found = layer(x)
+                assert found.dtype == wanted.dtype and torch.equal(found, wanted)
+                assert torch.equal(copy.deepcopy(layer)(x), wanted)
+        with torch.no_grad(), pytest.raises(RuntimeError):
+            layer(torch.randn(3, 255, dtype=dtype))
+        layer = copy.deepcopy(layer).to(torch.float64).to(dtype)
+    if text == "int4-g128":
+        assert torch.equal(pickle.loads(pickle.dumps(layer)).bias, layer.bias)
 
 
 def test_many_tokens_equal_few_and_the_reference() -> None:

@@ -9,6 +9,8 @@ Folders: reference/ (plain torch, the law), cpu/, triton/, cuda/. Contract of a 
     FORM: str     (optional) files with the same FORM prepare a layer in the same way, so one may run what another prepared:
                   a layer is prepared once, for one token; a call with more tokens goes to the file of this form that ranks
                   highest among those that take it. Without FORM a file shares with none.
+    bound(prepared, format, shape) -> (x, bias) -> y      (optional) `linear` of one matrix, where all is looked up that stays
+                  the same between calls; x [.., in], bias [out] or None -> y [.., out], None where it takes no such x
     missing() -> str          (optional) why this machine can never run it, as a compiler that is not there; "" where it can
 Where a call fits no file of the prepared form (another dtype, too many tokens) the reference runs on what `restore` gives.
 A file imports on every machine, or raises ImportError with the reason; `supports` costs next to nothing and reads no data.

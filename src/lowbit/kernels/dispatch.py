@@ -10,7 +10,7 @@ Idea      Among the kernels that take (format, shape, device, dtype, tokens) the
 
 import functools
 import pkgutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import ModuleType
 
@@ -161,7 +161,7 @@ def _inner(tensors: Parts, format: Format) -> Parts:
 def linear(
     x: Tensor, prepared: Parts, kernel: str, format: Format, shape: tuple[int, int], activation: Activation | None = None
 ) -> Tensor:
-    """x [..., in] -> x @ W.T [..., out], without bias; what layers call. prepared: what `kernel` prepared for this matrix, and
+    """x [..., in] -> x @ W.T [..., out], without bias. prepared: what `kernel` prepared for this matrix, and
     the stored scale of its inputs where `activation`, how they are rounded, has one.
 
     The op costs 6 us more than a plain call, so it is used only where torch must know of it: compiling and differentiating.
@@ -171,6 +171,24 @@ def linear(
         y: Tensor = torch.ops.lowbit.linear(x, list(prepared.values()), ",".join(prepared), kernel, str(format), *shape, told)
         return y
     return _run(x, prepared, kernel, format, shape, activation)
+
+
+def bind(
+    prepared: Parts, kernel: str, format: Format, shape: tuple[int, int], activation: Activation | None = None
+) -> Callable[[Tensor, Tensor | None], Tensor]:
+    """`linear` of one matrix, and a bias or None added, as layers call it outside of compiling and differentiating: what stays
+    the same is looked up once. Weights that come from memory drive Python out of the caches after each call."""
+    module, plain = get(kernel), activation is None and not format.sides
+    bound = module.bound(prepared, format, shape) if plain and hasattr(module, "bound") else None
+
+    def call(x: Tensor, bias: Tensor | None) -> Tensor:
+        y: Tensor | None = bound(x, bias) if bound else None
+        if y is not None:
+            return y
+        y = _run(x, prepared, kernel, format, shape, activation)
+        return y if bias is None else y + bias
+
+    return call
 
 
 def _run(

@@ -5,11 +5,9 @@ Idea      The layer is in one of two states. Stored: buffers `weight` (packed co
           dtype wants, in their place; the stored ones are dropped and come back, bit by bit, for saving, moving or decoding.
           With an `activation` x is rounded first: inside the kernel where one multiplies both codes, else x is a float again;
           behind what the format has around its grid (lowbit.sides). A stored scale of the inputs is a buffer `input_scale` or
-          `input_global_scale`, float32 in every dtype of the model.
+          `input_global_scale`, float32 in every dtype of the model. Calls are bound when a layer is prepared; copies look up.
 Traps     A move (`.to`, `.half`, `.cuda`) never casts codes, scales or zeros: it goes through the stored state and prepares
-          again for the new place. `memory_bytes` is what is stored (the size that was promised); `resident_bytes` what the
-          kernel keeps now: equal for the reference, 0.13 bits a weight more for int4-g128 on CPUs, where narrower codes are
-          widened too.
+          again. `memory_bytes` is what is stored (the size that was promised); `resident_bytes` what the kernel keeps now.
 """
 
 from collections.abc import Callable
@@ -44,12 +42,12 @@ class QuantizedLinear(nn.Module):
     ) -> None:
         super().__init__()
         self._activation: Activation | None = None
-        self.format = format
-        self.out_features, self.in_features = shape
-        self.dtype = dtype
+        self.format, self.dtype = format, dtype
+        self.out_features, self.in_features = self.shape = shape
         self.bias = None if bias is None else nn.Parameter(bias.to(dtype), requires_grad=False)
         self.kernel = dispatch.REFERENCE
         self._names: tuple[str, ...] = ()
+        self._bound: Callable[[Tensor, Tensor | None], Tensor] | None = None
         self._hold(stored)
         self._bytes = packing.bytes_of(stored)
         self.activation = activation
@@ -58,10 +56,6 @@ class QuantizedLinear(nn.Module):
     def from_quantized(cls, quantized: Quantized, bias: Tensor | None = None, dtype: torch.dtype = torch.float32) -> Self:
         """A layer in the stored state; call `prepare` for speed."""
         return cls(quantized.format, quantized.shape, packing.pack(quantized), bias, dtype)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.out_features, self.in_features
 
     @property
     def activation(self) -> Activation | None:
@@ -106,8 +100,7 @@ class QuantizedLinear(nn.Module):
         if self.kernel != dispatch.REFERENCE:
             return self
         stored = self.stored()
-        device = packing.device_of(stored)
-        acts = self._activation
+        device, acts = packing.device_of(stored), self._activation
         name = dispatch.rounding(self.format, self.shape, device, acts) if acts else ""
         name = name or dispatch.pick(self.format, self.shape, device, self.dtype)
         if device.type == "meta" or name == dispatch.REFERENCE:
@@ -118,6 +111,7 @@ class QuantizedLinear(nn.Module):
         self.kernel, self._names = name, tuple(prepared)
         for key, tensor in prepared.items():
             self.register_buffer(f"prepared_{key}", tensor, persistent=False)
+        self._bound = dispatch.bind(self._prepared(), name, self.format, self.shape, self._activation)
         return self
 
     def unprepare(self) -> Self:
@@ -129,8 +123,13 @@ class QuantizedLinear(nn.Module):
         return self
 
     def forward(self, x: Tensor) -> Tensor:
+        if self._bound is not None and not torch.compiler.is_compiling() and not torch.is_grad_enabled():
+            return self._bound(x, self.bias)
         y = dispatch.linear(x, self._prepared(), self.kernel, self.format, self.shape, self._activation)
         return y if self.bias is None else y + self.bias
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_bound": None}
 
     def extra_repr(self) -> str:
         sizes = f"in={self.in_features}, out={self.out_features}, bias={self.bias is not None}"
@@ -152,6 +151,7 @@ class QuantizedLinear(nn.Module):
             self.register_buffer(_buffer(name), tensor)
 
     def _drop(self) -> None:
+        self._bound = None
         for name in list(self._buffers):
             if not name.startswith("input"):
                 delattr(self, name)

@@ -22,10 +22,11 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
@@ -175,11 +176,14 @@ def has(name: str) -> bool:
     return hasattr(library(), name)
 
 
-def function(name: str, arguments: str) -> Callable[..., None]:
-    """A function of the library. arguments: a letter for each: p an address or None, i a whole number, d a float."""
-    found = _function(name, arguments)
-    writer = _here.writer
-    return found if writer is None else functools.partial(writer.call, name, arguments, found)
+def function(name: str, arguments: str, held: Mapping[str, Tensor] = MappingProxyType({})) -> Callable[..., None]:
+    """A function of the library. arguments: a letter for each: p an address or None, i a whole number, d a float. held: where
+    addresses point that were taken before."""
+    found, writer = _function(name, arguments), _here.writer
+    if writer is None:
+        return found
+    writer.kept += held.values()
+    return functools.partial(writer.call, name, arguments, found)
 
 
 @functools.cache
@@ -198,6 +202,28 @@ def address(tensor: Tensor | None) -> int | None:
     if _here.writer is not None:
         _here.writer.kept.append(tensor)
     return tensor.data_ptr()
+
+
+Bound = Callable[[Tensor, Tensor | None], Tensor | None]
+"""A matrix: x and the bias or None -> y; None where they are not what C++ takes."""
+
+
+def bound(product: Callable[[Tensor, Tensor, int], None], shape: tuple[int, int]) -> Bound:
+    """A matrix whose `product` fills y for so many tokens of x."""
+    rows, inputs = shape
+
+    def call(x: Tensor, bias: Tensor | None) -> Tensor | None:
+        tokens = x.numel() // inputs
+        if x.dtype not in KINDS or not x.is_cpu or x.shape[-1] != inputs or not tokens or (bias is not None and bias.dtype != x.dtype):
+            return None
+        x = x.contiguous()
+        y = torch.empty(*x.shape[:-1], rows, dtype=x.dtype)
+        product(x, y, tokens)
+        if bias is not None:
+            y += bias
+        return y
+
+    return call
 
 
 class Writer(Protocol):

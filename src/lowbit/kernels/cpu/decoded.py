@@ -76,9 +76,21 @@ def _turned(format: Format, packed: Tensor, shape: tuple[int, int]) -> Tensor:
 def linear(x: Tensor, prepared: dict[str, Tensor], format: Format, shape: tuple[int, int]) -> Tensor:
     x = x.contiguous()
     y = torch.empty(x.shape[0], shape[0], dtype=x.dtype)
+    _product(x, y, prepared, format, shape)
+    return y
+
+
+def bound(prepared: dict[str, Tensor], format: Format, shape: tuple[int, int]) -> _build.Bound:
+    def product(x: Tensor, y: Tensor, tokens: int) -> None:
+        _product(x.view(tokens, -1), y.view(tokens, -1), prepared, format, shape)
+
+    return _build.bound(product, shape)
+
+
+def _product(x: Tensor, y: Tensor, prepared: Parts, format: Format, shape: tuple[int, int]) -> None:
     if x.shape[0] <= DECODE_TOKENS:
         _call(x, y, prepared, format, shape, 0)
-        return y
+        return
     height = format.step[0]
     step = max(1, PANEL // (shape[1] * 16)) * 16
     for start in range(0, shape[0], step):
@@ -86,7 +98,6 @@ def linear(x: Tensor, prepared: dict[str, Tensor], format: Format, shape: tuple[
         panel = torch.empty(rows, shape[1], dtype=x.dtype)
         _call(None, panel, _from(prepared, format, start, height), format, (rows, shape[1]), 0)
         y[:, start : start + rows] = x @ panel.t()
-    return y
 
 
 def _from(prepared: dict[str, Tensor], format: Format, start: int, height: int) -> dict[str, Tensor]:

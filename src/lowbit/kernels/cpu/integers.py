@@ -30,6 +30,7 @@ from lowbit.kernels.cpu import _build
 RANK = 20
 TILE, CHUNK, PANEL = 16, 32, 64
 SCALES = {"half", "bf16", "fp16", "fp32"}
+NAME, ARGUMENTS = "lowbit_integers", "pppiiiipipipididi"
 
 
 def supports(format: Format, shape: tuple[int, int], device: torch.device, dtype: torch.dtype, tokens: int) -> str:
@@ -82,6 +83,17 @@ def linear(x: Tensor, prepared: dict[str, Tensor], format: Format, shape: tuple[
     return _product(x, prepared, format, shape, 0.0)
 
 
+def bound(prepared: dict[str, Tensor], format: Format, shape: tuple[int, int]) -> _build.Bound:
+    matrix, size = _matrix(prepared, format, shape), prepared["planes"].numel()
+
+    def product(x: Tensor, y: Tensor, tokens: int) -> None:
+        run = _build.function(NAME, ARGUMENTS, prepared)
+        where = _build.address(x), None, _build.address(y)
+        run(*where, _build.KINDS[x.dtype], tokens, *matrix, 0.0, _build.threads(size * tokens))
+
+    return _build.bound(product, shape)
+
+
 def to_byte(x: Tensor, clip: float, prepared: dict[str, Tensor], format: Format, shape: tuple[int, int]) -> Tensor:
     """y of x rounded to int8-token with `clip`, float32 or bfloat16; the rounding is part of the call."""
     return _product(x, prepared, format, shape, clip)
@@ -111,13 +123,17 @@ def _call(
     shape: tuple[int, int],
     clip: float,
 ) -> None:
+    run, threads = _build.function(NAME, ARGUMENTS, prepared), _build.threads(prepared["planes"].numel() * x.shape[0])
+    run(*map(_build.address, (x, x_scale, y)), kind, x.shape[0], *_matrix(prepared, format, shape), clip, threads)
+
+
+def _matrix(prepared: Parts, format: Format, shape: tuple[int, int]) -> tuple[int | float | None, ...]:
+    """What the C++ is told of a matrix."""
     scale, zero = prepared["scale"], prepared.get("zero")
     float_zero = int(zero is not None and zero.dtype != torch.uint8)
-    run = _build.function("lowbit_integers", "pppiiiipipipididi")
-    run(
-        *map(_build.address, (x, x_scale, y)), kind, x.shape[0], *shape, _build.address(prepared["planes"]), width(format),
-        _build.address(scale), _build.KINDS[scale.dtype], _build.address(zero), float_zero, _middle(format), format.group[1],
-        clip, _build.threads(prepared["planes"].numel() * x.shape[0]),
+    return (
+        *shape, _build.address(prepared["planes"]), width(format), _build.address(scale), _build.KINDS[scale.dtype],
+        _build.address(zero), float_zero, _middle(format), format.group[1],
     )  # fmt: skip
 
 

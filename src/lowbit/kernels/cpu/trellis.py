@@ -88,14 +88,26 @@ def _turned(format: Format, packed: Tensor, shape: tuple[int, int]) -> Tensor:
 def linear(x: Tensor, prepared: dict[str, Tensor], format: Format, shape: tuple[int, int]) -> Tensor:
     x = x.contiguous()
     y = torch.empty(x.shape[0], shape[0], dtype=x.dtype)
+    _product(x, y, prepared, format, shape)
+    return y
+
+
+def bound(prepared: dict[str, Tensor], format: Format, shape: tuple[int, int]) -> _build.Bound:
+    def product(x: Tensor, y: Tensor, tokens: int) -> None:
+        _product(x.view(tokens, -1), y.view(tokens, -1), prepared, format, shape)
+
+    return _build.bound(product, shape)
+
+
+def _product(x: Tensor, y: Tensor, prepared: Parts, format: Format, shape: tuple[int, int]) -> None:
     words, scale = prepared["words"], prepared["scale"]
     if x.shape[0] > TEAM and x.dtype == torch.bfloat16 and _build.has(TILES):
         run = _build.function(TILES, "ppiiipiipii")
         run(_build.address(x), _build.address(y), x.shape[0], *shape, *_matrix(words, scale, format, shape))
-        return y
+        return
     if x.shape[0] <= DECODE_TOKENS[x.dtype]:
         _call(x, y, words, scale, format, shape)
-        return y
+        return
     inputs = words.shape[2] * SPAN
     turned = torch.nn.functional.pad(x, (0, inputs - shape[1])).unflatten(1, (-1, WIDE, SIDE)).transpose(2, 3).flatten(1)
     step = max(1, PANEL // (inputs * ROWS)) * ROWS
@@ -105,7 +117,6 @@ def linear(x: Tensor, prepared: dict[str, Tensor], format: Format, shape: tuple[
         sizes = scale if len(scale) == 1 else scale[start:]
         _call(None, panel, words[start // ROWS :], sizes, format, (rows, shape[1]))
         y[:, start : start + rows] = turned @ panel.t()
-    return y
 
 
 def _call(x: Tensor | None, y: Tensor, words: Tensor, scale: Tensor, format: Format, shape: tuple[int, int]) -> None:
