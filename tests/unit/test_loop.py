@@ -86,6 +86,25 @@ def test_tokens_step_by_step_are_those_of_generate(name: str) -> None:
 
 
 @on_cpu
+@pytest.mark.parametrize("text", ["int4-g32-asym", "nf4-g32"])
+@torch.no_grad()
+def test_packed_linears_with_biases_are_written_down(text: str) -> None:
+    """A copy of the model looks everything up by each call."""
+    model, format = tiny("qwen2", sliding_window=None, max_position_embeddings=512), parse(text)
+    model.generation_config.eos_token_id = None
+    for name, module in list(model.model.named_modules()):
+        if isinstance(module, torch.nn.Linear):
+            q = format.fit(module.weight).quantize(module.weight)
+            model.model.set_submodule(name, QuantizedLinear.from_quantized(q, module.bias).prepare())
+    ids = torch.randint(3, 256, (1, 9))
+    wanted = written(copy.deepcopy(model), ids, 30, 0.0)
+    made = loop.Loop(model)
+    assert list(made.tokens(ids, 30)) == wanted
+    assert made._step is not None and made._step._again is not None
+    assert isinstance(model.model.layers[0].self_attn.q_proj.joined.whole, QuantizedLinear)
+
+
+@on_cpu
 @pytest.mark.parametrize("text", ["int4-s2-r8", "int8-r0", "int4-centred-rot-r8", "kivi2-r0"])
 @torch.no_grad()
 def test_tokens_over_a_packed_cache_are_those_of_generate(text: str) -> None:

@@ -213,14 +213,14 @@ def bound(product: Callable[[Tensor, Tensor, int], None], shape: tuple[int, int]
     rows, inputs = shape
 
     def call(x: Tensor, bias: Tensor | None) -> Tensor | None:
-        tokens = x.numel() // inputs
-        if x.dtype not in KINDS or not x.is_cpu or x.shape[-1] != inputs or not tokens or (bias is not None and bias.dtype != x.dtype):
+        kind, tokens = KINDS.get(x.dtype), x.numel() // inputs
+        if kind is None or not x.is_cpu or x.shape[-1] != inputs or not tokens or (bias is not None and bias.dtype != x.dtype):
             return None
         x = x.contiguous()
         y = torch.empty(*x.shape[:-1], rows, dtype=x.dtype)
         product(x, y, tokens)
         if bias is not None:
-            y += bias
+            function("lowbit_shift", "ppiii")(address(y), address(bias.contiguous()), tokens, rows, kind)
         return y
 
     return call

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lowbit.kernels.cpu import _build
 
 EMPTY = {"empty", "empty_like", "empty_strided", "new_empty"}
-LASTING = {"integers", "trellis", "decoded", "norm", "gate", "row", "plain", "step_attention"}
+LASTING = {"integers", "trellis", "decoded", "norm", "gate", "row", "plain", "shift", "step_attention"}
 """Functions whose arguments are addresses of tensors, and numbers."""
 NUMBERS, REALS = 24, 2
 

@@ -76,6 +76,15 @@ template <int KIND> void gate(Row<KIND> both, Row<KIND> y, int64_t n) {
   }
 }
 
+/// y += bias, n each.
+template <int KIND> void shift(Row<KIND> y, Row<KIND> bias, int64_t n) {
+  for (int64_t i = 0; i < n; i += LANES) {
+    auto x = y.get(i, n), more = bias.get(i, n);
+    for (int j = 0; j < LANES; j++) x[j] += more[j];
+    y.put(i, n, x);
+  }
+}
+
 /// A head turned by the angles of its place.
 template <int KIND> void turn(Row<KIND> x, Row<KIND> cos, Row<KIND> sin, Row<KIND> to, int64_t n) {
   const int64_t half = n / 2, bytes = half * x.SIZE;
@@ -201,6 +210,11 @@ EXPORT void lowbit_plain(const char *x, const char *weight, const char *bias, ch
 
 /// both [2 n] -> y [n].
 EXPORT void lowbit_gate(const char *both, char *y, int64_t n, int64_t kind) { EITHER(kind, gate<KIND>(both, y, n)); }
+
+/// y [tokens][n] += bias [n].
+EXPORT void lowbit_shift(char *y, const char *bias, int64_t tokens, int64_t n, int64_t kind) {
+  for (int64_t m = 0; m < tokens; m++) EITHER(kind, shift<KIND>(y + m * n * Row<KIND>::SIZE, bias, n));
+}
 
 /// qkv [queries + 2 pairs heads][width] of one token at `position`, cos and sin [any][width] -> y [queries][width]. keys and values
 /// [pairs][room][width] hold the tokens before it; it is written there.
