@@ -44,6 +44,23 @@ def test_sums_of_bytes_are_those_of_one_token(text: str, dtype: torch.dtype) -> 
             assert apart(product(x, "cpu.integers", q), alone) < (5e-4 if dtype == torch.bfloat16 else 1e-6), (shape, tokens)
 
 
+@pytest.mark.parametrize("tokens", [3, 4, 5, 8, 16])
+@pytest.mark.parametrize("code", [None, 0, 15])
+def test_groups_that_share_a_tile_give_what_one_token_gives(tokens: int, code: int | None) -> None:
+    """To the bit: the greatest sums of both bytes of x, a token without a number; an odd number of groups goes another way."""
+    torch.manual_seed(0)
+    for shape in ((80, 768), (16, 64), (144, 1024), *([(64, 1056)] if tokens < 9 else [])):
+        q = quantized("int4-g32", shape)
+        if code is not None:
+            q = Quantized(q.format, torch.full_like(q.codes, code), q.parts, q.shape)
+        x = torch.randn(tokens, shape[1])
+        x[0], x[1] = (-1.0) ** (tokens % 2), torch.randn(shape[1]).sign()
+        x[2, 5] = torch.nan
+        x = x.bfloat16()
+        alone = torch.cat([product(row[None], "cpu.integers", q) for row in x])
+        assert torch.equal(product(x, "cpu.integers", q).nan_to_num(7.0), alone.nan_to_num(7.0)), shape
+
+
 def test_codes_of_x_are_summed_exactly() -> None:
     torch.manual_seed(0)
     for text in ("int4-g32", "int8-row", "int3-g64"):
@@ -67,7 +84,7 @@ def test_many_tokens_meet_weights_rounded_to_bfloat16(text: str) -> None:
     for shape in SHAPES[:1] if name == "cpu.trellis" else SHAPES:
         q = quantized(text, shape)
         bound = 5e-4 if text.endswith("row") else 3e-3
-        for tokens in (16, 48, 49, 150):
+        for tokens in (17, 48, 49, 150):
             x = torch.randn(tokens, shape[1]).bfloat16()
             wanted = (x.double() @ q.decode().double().t()).bfloat16()
             assert apart(product(x, name, q), wanted) < bound, (shape, tokens)

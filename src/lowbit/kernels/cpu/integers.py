@@ -6,7 +6,8 @@ Idea      x becomes whole numbers with one scale a token, 16 bits for bfloat16 a
           across lanes. Up to 16 tokens unpack codes in registers, four at a time; more share panels of unpacked bytes. Inputs
           rounded to int8 are one byte (integers_act.py).
           Where the processor has AMX, tiles multiply the bytes from 3 tokens on (6 in groups of 32), and from 48 (9) on
-          bfloat16 x meets panels of weights rounded to bfloat16, but for a scale of a whole row, which follows the sum.
+          bfloat16 x meets panels of weights rounded to bfloat16, but for a scale of a whole row, which follows the sum. Two
+          groups of int4-g32 share a tile from 3 to 16 tokens.
 Layout    planes uint8 [panels of 64 rows, chunks of 32 inputs, tiles of 16 rows, bits, 64]: a panel is one stream from memory.
           Byte 4 r + b of a plane is row r, inputs 4 i + b for several i: a code of 4 bits and more has its lowest four at bits
           4 (i % 2) of plane i // 2; then, where the width has them, two bits at 2 (i % 4) of two planes, one bit at i of one.
@@ -15,7 +16,7 @@ Figures   Relative error against float64, Gaussian x: 2e-7 (float32), 1.7e-3 (bf
           last cache, one thread of an EPYC (Zen 4), bfloat16 x at 1 and 4 tokens, ms: int4-g32 0.20 and 0.70, int3-g128 0.25
           and 0.69, int2-g128 0.17 and 0.62; x in int8 0.16 and 0.37, 0.20 and 0.35, 0.13 and 0.32. With AVX2 (Zen 3) int4-g32
           0.47 and 1.6, int2-g128 0.34 and 1.2. bfloat16 weights: 2.3e-3. AMX at 2.5 GHz, 4 / 16 / 128 tokens, ms: int4-g128
-          0.60 / 1.0 / 4.8, int4-g32 0.77 / 2.0 / 4.9, nn.Linear in bfloat16 2.6 / 3.0 / 7.1.
+          0.60 / 1.0 / 4.8, int4-g32 0.53 / 1.8 / 4.9, nn.Linear in bfloat16 2.6 / 3.0 / 7.1.
 Traps     A bfloat16 x is rounded to 1/32639 of the greatest of its token: an input of 1000 times the others' size costs them
           9 bits of 15. Not for e8m0 and two-level scales.
 """

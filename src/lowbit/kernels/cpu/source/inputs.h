@@ -22,21 +22,25 @@ struct Cut {
 };
 
 /// Tokens as whole numbers, `team` of them side by side: [teams][bytes][quads of inputs][team], so that those who multiply
-/// together read one stream; for matrix registers [teams][inputs / 4 / side][bytes][team][side quads], a row a token.
+/// together read one stream; for matrix registers [teams][inputs / 4 / side][bytes][team][side quads], a row a token, and where two
+/// groups of 32 share a tile (paired) [teams][pairs of groups][2][bytes][team][64], nought in the half of the other group.
 /// sums: of each block, for zero points; starts: `less` of them taken off, where it is not 0.
 struct Inputs {
   int64_t inputs, blocks, team, side;
   int parts;
+  bool paired;
   int32_t less, *quads, *starts;
   float *scale, *sums;
 
-  static size_t size(int64_t tokens, int64_t inputs, int64_t blocks) { return tokens * (3 * inputs + 8 * blocks + 4); }
+  /// Bytes for an input: three, or two twice.
+  static constexpr int64_t ROOM = 4;
+  static size_t size(int64_t tokens, int64_t inputs, int64_t blocks) { return tokens * (ROOM * inputs + 8 * blocks + 4); }
 
   /// tokens: whole teams. side: 0 without matrix registers. room: of `size` bytes.
-  Inputs(char *room, int64_t tokens, int64_t inputs, int64_t blocks, int64_t team, int64_t side, int parts, int32_t less)
-      : inputs(inputs), blocks(blocks), team(team), side(side), parts(parts), less(less) {
+  Inputs(char *room, int64_t tokens, int64_t inputs, int64_t blocks, int64_t team, int64_t side, int parts, bool paired, int32_t less)
+      : inputs(inputs), blocks(blocks), team(team), side(side), parts(parts), paired(paired), less(less) {
     quads = (int32_t *)room;
-    scale = (float *)(room + tokens * 3 * inputs);
+    scale = (float *)(room + tokens * ROOM * inputs);
     sums = scale + tokens;
     starts = less ? (int32_t *)(sums + tokens * blocks) : nullptr;
   }
@@ -47,7 +51,20 @@ struct Inputs {
   /// The rows of the team of `token` from input k on: bytes by tokens.
   int32_t *rows(int64_t token, int64_t k) const { return quads + (token / team * (inputs / 4) + k / 4) * parts * team; }
 
+  /// The rows of the first pair of groups, of the team of `token`.
+  int8_t *pairs(int64_t token) const { return (int8_t *)quads + token / team * 2 * parts * team * inputs; }
+
+  void put_pairs(int64_t token, int part, const int8_t *codes) {
+    const int64_t half = parts * team * 64;
+    int8_t *to = pairs(token) + (part * team + token % team) * 64;
+    for (int64_t k = 0; k < inputs; k += 64, to += 2 * half) {
+      std::memcpy(to, codes + k, 32), std::memset(to + 32, 0, 32);
+      std::memset(to + half, 0, 32), std::memcpy(to + half + 32, codes + k + 32, 32);
+    }
+  }
+
   void put(int64_t token, int part, const int8_t *codes) {
+    if (paired) return put_pairs(token, part, codes);
     for (int64_t k = 0; side && k < inputs; k += 4 * side)
       std::memcpy(rows(token, k) + (part * team + token % team) * side, codes + k, 4 * side);
     if (side) return;
@@ -55,7 +72,9 @@ struct Inputs {
     for (int64_t quad = 0; quad < inputs / 4; quad++) to[quad * team] = word(codes + 4 * quad);
   }
 
+  /// Codes that are paired have no zero point.
   void add_up(int64_t token, const Cut &cut, const int8_t *codes) {
+    if (paired) return;
     for (int64_t block = 0; block < cut.blocks; block++) {
       int32_t sum = 0;
       for (int part = 0; part < parts; part++) {

@@ -245,8 +245,15 @@ struct Call {
     else std::memcpy((float *)to + at, y, n * 4);
   }
 
+  Few few() const {
+#ifdef __AMX_INT8__
+    if (x.paired) return paired;
+#endif
+    return x.parts == 1 ? few_of<1>(w.bits, x.team) : x.parts == 2 ? few_of<2>(w.bits, x.team) : few_of<3>(w.bits, x.team);
+  }
+
   void few_tokens(int64_t panel) const {
-    const Few few = x.parts == 1 ? few_of<1>(w.bits, x.team) : x.parts == 2 ? few_of<2>(w.bits, x.team) : few_of<3>(w.bits, x.team);
+    const Few few = this->few();
     for (int64_t first = 0; first < tokens; first += x.team) {
       float y[TEAM * PANEL];
       few(w, x, panel, first, y);
@@ -296,12 +303,12 @@ struct Call {
         for (; start < stop; start++) read(start, mine);
 #pragma omp barrier
 #ifdef __AMX_INT8__
-      if (x.side) shapes(x).load();
+      if (x.side || x.paired) shapes(x).load();
 #endif
       while (panels_left.take(start, stop))
         for (; start < stop; start++) many ? many_tokens(start, mine) : few_tokens(start);
 #ifdef __AMX_INT8__
-      if (x.side) Shapes::release();
+      if (x.side || x.paired) Shapes::release();
 #endif
     }
   }
@@ -318,11 +325,12 @@ EXPORT void lowbit_integers(const char *x, const float *x_scale, char *y, int64_
   const Matrix w{codes, scale, zero, float_zero != 0, (float)middle, rows, padded, group ? group : padded, (int)bits, (int)scale_kind};
   const Cut cut(padded, w.group);
 #ifdef __AMX_INT8__
-  const From from(w.group);
-  if (kind == BFLOAT16 && clip == 0 && tokens >= from.halves)
-    return by_halves(w, (const uint16_t *)x, (uint16_t *)y, tokens, inputs, threads);
-  const auto side_of = [&](int64_t n) { return n < from.bytes ? 0 : w.group % 64 ? 8 : 16; };
+  const From from(w);
+  const bool whole = kind == BFLOAT16 && clip == 0, paired = whole && tokens > 2 && pairs(w);
+  if (whole && tokens >= from.halves) return by_halves(w, (const uint16_t *)x, (uint16_t *)y, tokens, inputs, threads);
+  const auto side_of = [&](int64_t n) { return n < from.bytes || paired ? 0 : w.group % 64 ? 8 : 16; };
 #else
+  constexpr bool paired = false;
   const auto side_of = [](int64_t) { return 0; };
 #endif
   static thread_local Room room;
@@ -332,8 +340,8 @@ EXPORT void lowbit_integers(const char *x, const float *x_scale, char *y, int64_
     const int64_t team = side ? (n + teams - 1) / teams : n > FEW ? WIDE : n > 2 ? TEAM : n, held = (n + team - 1) / team * team;
     const int parts = kind == INT8 || clip > 0 ? 1 : kind == BFLOAT16 ? 2 : 3;
     /// A code for 0 that is a whole number is taken off before the products; else, and from three bytes, after them.
-    const int32_t less = zero || parts == 3 || w.middle != (int32_t)w.middle || n > FEW || side ? 0 : (int32_t)w.middle;
-    Inputs numbers(room.get(Inputs::size(held, padded, cut.blocks)), held, padded, cut.blocks, team, side, parts, less);
+    const int32_t less = paired || zero || parts == 3 || w.middle != (int32_t)w.middle || n > FEW || side ? 0 : (int32_t)w.middle;
+    Inputs numbers(room.get(Inputs::size(held, padded, cut.blocks)), held, padded, cut.blocks, team, side, parts, paired, less);
     Call{w, cut, numbers, x + start * inputs * width, x_scale + start, y + start * rows * out, n, inputs, (int)kind, (float)clip}
         .run(threads);
   }

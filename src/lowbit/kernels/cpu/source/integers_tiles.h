@@ -4,16 +4,16 @@
 // opened to bfloat16 (by_halves), and the sums stay.
 #pragma once
 #include "halves.h"
-#include "integers.h"
+#include "integers_pairs.h"
 #ifdef __AMX_INT8__
 
 namespace {
 
 /// Tokens from which on tiles multiply bytes, and from which on bfloat16 weights. A tile holds 64 inputs: half of it is empty
-/// where groups are no multiples.
+/// where groups are no multiples and not paired.
 struct From {
   int64_t bytes, halves;
-  explicit From(int64_t group) : bytes(group % 64 ? 6 : 3), halves(group % 64 ? 9 : 48) {}
+  explicit From(const Matrix &w) : bytes(w.group % 64 ? 6 : 3), halves(pairs(w) ? MOST_PAIRED + 1 : w.group % 64 ? 9 : 48) {}
 };
 
 /// Tokens in tiles: their bytes are the rows of one tile where all fit (STACKED), else of one for each byte.
@@ -21,6 +21,8 @@ constexpr int ROWS = 16;
 
 inline Shapes shapes(const Inputs &x) {
   Shapes found;
+  for (int i = 0; x.paired && i < 8; i++) found.set(i, ROWS, 64);
+  if (x.paired) return found;
   const int64_t rows = x.team * (x.team * x.parts <= ROWS ? x.parts : 1);
   for (int i = 0; i < 4; i++) found.set(i, rows, 64);
   for (int i = 4; i < 6; i++) found.set(i, rows, 4 * x.side);

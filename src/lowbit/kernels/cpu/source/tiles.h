@@ -27,6 +27,8 @@ template <int T> inline void tile_store(void *p, int64_t stride) {
 }
 /// C += A B: signed bytes of A times unsigned bytes of B, four a lane.
 template <int C, int A, int B> inline void tile_bytes() { asm volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B)); }
+/// The same with signed bytes of B.
+template <int C, int A, int B> inline void tile_signed() { asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B)); }
 /// C += A B: bfloat16 times bfloat16, two a lane.
 template <int C, int A, int B> inline void tile_halves() { asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B)); }
 
