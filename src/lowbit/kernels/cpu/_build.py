@@ -33,8 +33,8 @@ import torch
 from torch import Tensor
 
 AVX2 = ("avx2", "fma", "f16c", "bmi2")
-AVX512 = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vnni", "avx512vbmi", "avx512vbmi2")
-AMX = ("avx512bf16", "gfni", "amx-tile", "amx-int8", "amx-bf16")
+AVX512 = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vnni", "avx512vbmi", "avx512vbmi2", "gfni")
+AMX = ("avx512bf16", "amx-tile", "amx-int8", "amx-bf16")
 SETS = {"amx": AVX2 + AVX512 + AMX, "avx512": AVX2 + AVX512, "avx2": AVX2}
 """Instruction sets, best first, and the compiler's names of what they need."""
 FLAGS = (

@@ -26,6 +26,18 @@ constexpr int64_t AHEAD = 8192;
 /// Moved to the left, or to the right if negative.
 INLINE inline Reg moved(Reg v, int bits) { return bits > 0 ? left(v, bits) : bits < 0 ? right(v, -bits) : v; }
 
+/// `bits` bits of each byte, from bit `from` on. GFNI takes any bits of a byte to any places at once.
+INLINE inline Reg field(Reg v, int from, int bits) {
+#ifdef __GFNI__
+  if (from > 0) {
+    uint64_t taken = 0;
+    for (int i = 0; i < bits; i++) taken |= 1ull << (from + i) << 8 * (7 - i);
+    return _mm512_gf2p8affine_epi64_epi8(v, _mm512_set1_epi64((int64_t)taken), 0);
+  }
+#endif
+  return both(moved(v, -from), reg(0x01010101 * ((1 << bits) - 1)));
+}
+
 /// Codes of a chunk as bytes: q[i] has inputs 4i .. 4i + 3 of REG_LANES rows, here for i = 2 pair and the next.
 template <int BITS> INLINE inline void unpack(const uint8_t *p, int pair, Reg q[2]) {
   if constexpr (BITS == 8) {
@@ -33,17 +45,16 @@ template <int BITS> INLINE inline void unpack(const uint8_t *p, int pair, Reg q[
     return;
   }
   if constexpr ((BITS & 4) != 0) {
-    const Reg mask = reg(0x0F0F0F0F), v = reg_at(p + 64 * pair);
-    q[0] = both(v, mask);
-    q[1] = both(right(v, 4), mask);
+    const Reg v = reg_at(p + 64 * pair);
+    EACH(j, 2) q[j] = field(v, 4 * j, 4);
     p += 256;
   }
   if constexpr ((BITS & 2) != 0) {
     constexpr int place = BITS & 4;
     const Reg mask = reg(0x03030303 << place), both_pairs = reg_at(p + pair / 2 * 64);
     EACH(j, 2) {
-      const Reg v = moved(both_pairs, place - (2 * pair + j) % 4 * 2);
-      q[j] = place ? join(q[j], v, mask) : both(v, mask);
+      const int from = (2 * pair + j) % 4 * 2;
+      q[j] = place ? join(q[j], moved(both_pairs, place - from), mask) : field(both_pairs, from, 2);
     }
     p += 128;
   }
@@ -51,8 +62,8 @@ template <int BITS> INLINE inline void unpack(const uint8_t *p, int pair, Reg q[
     constexpr int place = BITS & 6;
     const Reg mask = reg(0x01010101 << place), all = reg_at(p);
     EACH(j, 2) {
-      const Reg v = moved(all, place - (2 * pair + j));
-      q[j] = place ? join(q[j], v, mask) : both(v, mask);
+      const int from = 2 * pair + j;
+      q[j] = place ? join(q[j], moved(all, place - from), mask) : field(all, from, 1);
     }
   }
 }
