@@ -128,9 +128,10 @@ def test_products_of_blocks(shape: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize(("inputs", "size"), [(4096, 4096), (4096, 128), (14336, 14336), (11008, 64), (1024, 0)])
 def test_rounding_behind_hadamard(inputs: int, size: int) -> None:
-    x = torch.randn(7, inputs, device="cuda").bfloat16()
-    codes, scale = _activations.quantize(x, byte_act.INT8, size=size)
-    turned = _hadamard.apply(x.double(), size) if size else x.double()
-    expected, scales = acting.quantize(turned.float(), Activation(formats.parse("int8-token")))
-    torch.testing.assert_close(scale, scales.view(-1), rtol=1e-5, atol=0)
-    assert (codes == expected).float().mean() > 0.995
+    for tokens in (7, 300, 700, 3000):
+        x = torch.randn(tokens, inputs, device="cuda").bfloat16()
+        codes, scale = _activations.quantize(x, byte_act.INT8, size=size)
+        turned = _hadamard.apply(x.double(), size) if size else x.double()
+        expected, scales = acting.quantize(turned.float(), Activation(formats.parse("int8-token")))
+        torch.testing.assert_close(scale, scales.view(-1), rtol=1e-5, atol=0)
+        assert (codes == expected).float().mean() > 0.995

@@ -75,8 +75,9 @@ def test_attention() -> None:
 
 
 def test_rounding_of_inputs_and_search_of_codes() -> None:
-    for inputs in (16, 64, 1024, 4096, 4112, 14336, 28672, _activations.LONGEST):
-        threads, shared = _activations.block(inputs, True)
+    lengths = (16, 64, 1024, 4096, 4112, 14336, 28672, _activations.LONGEST)
+    for inputs, tokens, row in itertools.product(lengths, (1, 132, 4096), (False, True)):
+        threads, shared = _activations.block(tokens, inputs, row)
         assert not _build.impossible((1, 1, 1), threads, shared)
         assert _activations.vectors(inputs, threads) * 8 * threads >= inputs
     for roots in (1 << n for n in range(4, 16)):

@@ -19,7 +19,12 @@ from lowbit.sides import _hadamard
 INT8, E4M3 = 1, 2
 """Kinds of bytes, as linear.cu has them (ACT)."""
 THREADS = 512
-"""Of a block; twice as many where a row is longer than a vector a thread."""
+"""Of a block where a multiprocessor has few rows; with one row, that is long, twice as many."""
+FEW_THREADS, VECTORS = 128, 8
+"""Of a block at least, and eights of inputs of a thread at most, where it has many: blocks live side by side, so that some read
+while others write."""
+LIVE = 2048
+"""Threads of a multiprocessor at most."""
 LONGEST = 8 * THREADS * 8
 """Inputs at most."""
 ODD = 64
@@ -56,7 +61,7 @@ def quantize(
     codes = torch.empty(tokens, inputs, dtype=torch.int8 if kind == INT8 else torch.float8_e4m3fn, device=x.device)
     scale = torch.empty((inputs // 128, tokens) if grouped else tokens, dtype=torch.float32, device=x.device)
     twos, odd, matrix = _parts(size, x.device)
-    threads, shared = block(inputs, twos > 8 or odd > 1)
+    threads, shared = block(tokens, inputs, twos > 8 or odd > 1)
     macros = (
         ("HALF", int(x.dtype == torch.float16)), ("NT", 0), ("ACT", kind), ("THREADS", threads),
         ("VECTORS", vectors(inputs, threads)), ("TWOS", twos), ("ODD", odd),
@@ -70,9 +75,15 @@ def quantize(
     return codes, scale
 
 
-def block(inputs: int, row: bool) -> tuple[int, int]:
+def block(tokens: int, inputs: int, row: bool) -> tuple[int, int]:
     """Threads of a block and its bytes of shared memory. row: the whole row passes through shared memory."""
-    return THREADS if inputs <= 8 * THREADS else 2 * THREADS, 128 + (4 * inputs if row else 0)
+    threads = THREADS
+    if tokens <= _product.PROCESSORS and inputs > (4 if row else 8) * THREADS:
+        threads *= 2
+    room = LIVE * _product.PROCESSORS
+    while tokens * threads > room and threads > FEW_THREADS and vectors(inputs, threads // 2) <= VECTORS:
+        threads //= 2
+    return threads, 128 + (4 * inputs if row else 0)
 
 
 def vectors(inputs: int, threads: int) -> int:
