@@ -8,7 +8,7 @@ stand in its line, best first. All programs are compiled before, in processes be
 
 import argparse
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from typing import Any
@@ -41,22 +41,9 @@ class Subject:
 
 
 def byte_cuts(kind: int, few: bool) -> Iterator[_bytes.Cut]:
-    """Those that are chosen from; without clusters, in larger ones, two blocks a multiprocessor, sums folded elsewhere."""
-    for how in (how for how in _bytes.CUTS[kind] if (how.high == 1) == few):
-        yield how
-        stage = how.shared_bytes // how.stages
-        if how.eights <= 8:  # more rows would need more registers than half of a multiprocessor has
-            yield replace(how, stages=_product.SHARED // 2 // stage, blocks=2)
-        if few or not how.along:
-            yield replace(how, share=1)
-        if few:
-            yield replace(how, share=4)
-        if how.fold:
-            yield replace(how, fold=4)
-    if not few:
-        yield _bytes.Cut(1, 32, 2, blocks=2)
-        if kind == E4M3:
-            yield _bytes.Cut()
+    """Those that are chosen from, and for float8 the same with sums that stay in the tensor cores."""
+    for cuts in (_bytes.CUTS[kind], _bytes.WAYS if kind == E4M3 else ()):
+        yield from (how for how in cuts if (how.high == 1) == few)
 
 
 def byte_products(element: str, shape: tuple[int, int], tokens: int) -> Subject:

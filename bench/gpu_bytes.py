@@ -49,7 +49,7 @@ def contenders(
     x = torch.randn(tokens, shape[1], device="cuda").bfloat16()
     codes, scale = _activations.quantize(x, kind)
     exact = (codes.double() * scale.double()[:, None]) @ q.decode().double().T
-    run = byte_act.way(kind, tokens, shape[0])
+    run = byte_act.way(kind, tokens)
     ready = _activations.quantize(x, kind, ordered=int(run is byte_act._few))[0]
     yield "ours", [partial(byte_act.rounded, x, w, format, shape, activation) for w in weights], exact
     yield "ours without rounding", [partial(run, ready, scale, w, kind, shape, x.dtype) for w in weights], exact

@@ -88,6 +88,8 @@ static void meet(Barrier& b) {
     while (b.generation == mine) swapcontext(&current->context, &scheduler);
 }
 static int lane_of() { return current->index.x % 32; }
+static int warp_index() { return current->index.x / 32; }
+static bool elected() { return lane_of() == 0; }
 static Warp& warp_of() { return current->block->warps[current->index.x / 32]; }
 static void __syncthreads() { meet(current->block->barrier); }
 static void __syncwarp() { meet(warp_of().barrier); }
@@ -289,24 +291,46 @@ static void arrive_in_cluster(u32 barrier, int block) {
     if (p.left < 0) fprintf(stderr, "barrier %u: too many arrivals\n", barrier), abort();
     told(p);
 }
+static void arrive_at(u32 barrier) {
+    Phase& p = phase_at(*current->block, barrier);
+    p.left--;
+    if (p.left < 0) fprintf(stderr, "barrier %u: too many arrivals\n", barrier), abort();
+    told(p);
+}
+static void send16(u32 to, uint4 v, u32 barrier, int block) {
+    at_address(to, 16);
+    memcpy((*cluster)[block].memory.data() + to, &v, 16);
+    Phase& p = phase_at((*cluster)[block], barrier);
+    p.bytes -= 16;
+    told(p);
+}
 static void meet_in_cluster() { meet(cluster_barrier); }
 struct TensorMap { const u8* from; int rows, columns, box_rows, box_columns; };   // of halves, swizzled by 128 bytes
-static void copy_box(u32 to, const TensorMap& map, int column, int row, u32 barrier, int blocks) {
+static void fetch_map(const TensorMap&) {}
+// row_at(r): the matrix's row that becomes row r of the box
+template <class F>
+static void copy_rows(u32 to, const TensorMap& map, int column, u32 barrier, int blocks, F row_at) {
     if (to % 1024 || map.box_columns != 64) fprintf(stderr, "box at %u\n", to), abort();
     for (int b = 0; b < blocks; b++) {
         Block& there = blocks == 1 ? *current->block : (*cluster)[b];
         for (int r = 0; r < map.box_rows; r++)
             for (int c = 0; c < 64; c++) {
-                const bool inside = row + r < map.rows && column + c < map.columns;
+                const bool inside = row_at(r) < map.rows && column + c < map.columns;
                 const u32 at = to + r * 128 + c * 2;
                 u8* place = there.memory.data() + (at ^ (at >> 7 & 7) << 4);
-                if (inside) memcpy(place, map.from + ((size_t)(row + r) * map.columns + column + c) * 2, 2);
+                if (inside) memcpy(place, map.from + ((size_t)row_at(r) * map.columns + column + c) * 2, 2);
                 else memset(place, 0, 2);
             }
         Phase& p = phase_at(there, barrier);
         p.bytes -= map.box_rows * 128;
         told(p);
     }
+}
+static void copy_box(u32 to, const TensorMap& map, int column, int row, u32 barrier, int blocks) {
+    copy_rows(to, map, column, barrier, blocks, [=](int r) { return row + r; });
+}
+static void copy_pairs(u32 to, const TensorMap& map, int column, int pair, int sixteen, u32 barrier) {
+    copy_rows(to, map, column, barrier, 1, [=](int r) { return (sixteen + r / 8) * 16 + r / 2 % 4 * 4 + pair + r % 2; });
 }
 
 // ---- products

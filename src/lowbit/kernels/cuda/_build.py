@@ -161,19 +161,30 @@ class TensorMap:
     """
 
     def __init__(self, matrix: Tensor, box: int) -> None:
+        rows, columns = matrix.shape
+        self._fill(matrix, (columns, rows), (columns,), (64, box))
+
+    @classmethod
+    def of_pairs(cls, matrix: Tensor, sixteens: int) -> "TensorMap":
+        """Rows as sixteens of four fours; a box has two rows of each four of `sixteens` sixteens (copy_pairs in .cu files)."""
+        (rows, columns), made = matrix.shape, cls.__new__(cls)
+        made._fill(matrix, (columns, 4, 4, rows // 16), (columns, 4 * columns, 16 * columns), (64, 2, 4, sixteens))
+        return made
+
+    def _fill(self, matrix: Tensor, sizes: tuple[int, ...], strides: tuple[int, ...], box: tuple[int, ...]) -> None:
+        """sizes, strides (but the first, which is 1) and box: from the columns outwards."""
         self._bytes = ctypes.create_string_buffer(128 + 64)
         at = ctypes.addressof(self._bytes)
         self._at = at + -at % 64
-        rows, columns = matrix.shape
-        words, halves = ctypes.c_uint64, ctypes.c_uint32
-        sizes, strides = (words * 2)(columns, rows), (words * 1)(2 * columns)
+        words, halves, rank = ctypes.c_uint64, ctypes.c_uint32, len(sizes)
         uint16, no_interleave, swizzle_128, promote_256, zeros = 1, 0, 3, 3, 0
         code = _libcuda().cuTensorMapEncodeTiled(
-            ctypes.c_void_p(self._at), uint16, 2, ctypes.c_void_p(matrix.data_ptr()), sizes, strides, (halves * 2)(64, box),
-            (halves * 2)(1, 1), no_interleave, swizzle_128, promote_256, zeros,
+            ctypes.c_void_p(self._at), uint16, rank, ctypes.c_void_p(matrix.data_ptr()), (words * rank)(*sizes),
+            (words * (rank - 1))(*[2 * stride for stride in strides]), (halves * rank)(*box), (halves * rank)(*[1] * rank),
+            no_interleave, swizzle_128, promote_256, zeros,
         )  # fmt: skip
         if code:
-            raise KernelUnavailable(f"a tensor map of {rows}x{columns}: CUDA answers error {code}. Use another kernel.")
+            raise KernelUnavailable(f"a tensor map of {sizes}: CUDA answers error {code}. Use another kernel.")
 
     def getPtr(self) -> int:  # the name that cuda-bindings asks for
         return self._at

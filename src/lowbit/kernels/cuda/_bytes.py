@@ -5,7 +5,8 @@ Idea      Both operands go by the tensor copy engine from memory to the tensor c
           and rounded where they are, so that nothing but y is written. Blocks stay and take tiles in turn.
 Source    The warps' roles are those of CUTLASS 3 (warp-specialized persistent kernels); the kernel is our own.
 Traps     Tensor cores keep few bits of the sums of float8: they leave them every 512 columns, and half as many rows fit.
-          ptxas lets products follow one another only if they and their waits stand in a straight line.
+          ptxas lets products follow one another only if they and their waits stand in a straight line. Of a copy that one lane
+          asks for it makes a loop over the lanes, some 90 instructions for 128 columns, unless the lane is elect.sync's.
 """
 
 import functools
@@ -23,16 +24,13 @@ from lowbit.kernels.cuda._product import DECODE_TOKENS, PROCESSORS, address
 @dataclass(frozen=True)
 class Cut:
     """A block has `high` times 64 tokens and `eights` times 8 rows; `stages` times 128 columns of both lie in shared memory;
-    `share` blocks of a cluster have the same rows, or, `along` the rows, the same tokens. Sums leave the tensor cores after
-    `fold` stages (0: at the end). A multiprocessor has room for `blocks` of them."""
+    `split` blocks (1 or 2) share the columns. Sums leave the tensor cores after `fold` stages (0: at the end)."""
 
-    high: int = 2
-    eights: int = 32
-    stages: int = 4
-    share: int = 2
-    along: bool = False
+    high: int
+    eights: int
+    stages: int
+    split: int = 1
     fold: int = 0
-    blocks: int = 1
 
     @property
     def outputs(self) -> int:
@@ -41,70 +39,78 @@ class Cut:
 
     @property
     def threads(self) -> int:
-        return 128 * self.high + 32
+        return 128 * self.high + 64
+
+    @property
+    def stage(self) -> int:
+        """Bytes of x and W in a stage."""
+        return (64 * self.high + 8 * self.eights) * 128
 
     @property
     def shared_bytes(self) -> int:
-        return self.stages * ((64 * self.high + 8 * self.eights) * 128 + 16)
-
-    @property
-    def boxes(self) -> tuple[int, int]:
-        """Tokens and rows that a block brings at once."""
-        tokens, rows = 64 * self.high, 8 * self.eights
-        return (tokens // self.share, rows) if self.along else (tokens, rows // self.share)
+        """Operands and barriers of stages, scales of rows of one tile more than stages, sums of the other block."""
+        inbox = 2 * self.outputs + 8 if self.split > 1 else 0
+        return self.stages * (self.stage + 16) + (self.stages + 1) * 16 * self.eights + inbox
 
     def tiles(self, tokens: int, rows: int) -> int:
-        """Tiles of a cluster."""
-        high, wide = (1, self.share) if self.along else (self.share, 1)
-        return -(-tokens // (64 * self.high * high)) * -(-rows // (8 * self.eights * wide))
+        return -(-tokens // (64 * self.high)) * -(-rows // (8 * self.eights))
 
-    def clusters(self, tokens: int, rows: int) -> int:
-        """As many as live at once on the GPU."""
-        return min(self.blocks * PROCESSORS // self.share, self.tiles(tokens, rows))
+    def blocks(self, tokens: int, rows: int) -> int:
+        """As many as live at once on the GPU, which take tiles in turn; of split tiles all."""
+        tiles = self.tiles(tokens, rows)
+        return tiles * self.split if self.split > 1 else min(PROCESSORS, tiles)
+
+    def takes(self, tokens: int, rows: int, inputs: int) -> bool:
+        """Whether it is for such a product: tiles are split where all blocks live at once."""
+        alone = self.split == 1 or (inputs > 128 and self.blocks(tokens, rows) <= PROCESSORS)
+        return alone and (self.high == 1) == (tokens <= DECODE_TOKENS)
 
 
 WAYS = (
-    Cut(2, 32, 4), Cut(2, 16, 6), Cut(2, 16, 6, along=True), Cut(2, 8, 8, along=True), Cut(1, 8, 12, share=1),
-    Cut(1, 4, 16, share=1),
+    Cut(2, 32, 4), Cut(2, 16, 6), Cut(2, 16, 6, split=2), Cut(2, 14, 7), Cut(2, 8, 9), Cut(2, 8, 8, split=2),
+    Cut(1, 16, 9), Cut(1, 14, 10), Cut(1, 8, 13), Cut(1, 8, 13, split=2),
 )  # fmt: skip
-"""The best of those measured (bench/gpu_byte_cuts.py), and 64 rows for 65 to 256 tokens, which no row tells of.
-Folded sums of 32 eights would need more registers than there are."""
-CUTS = {INT8: WAYS, E4M3: tuple(replace(way, fold=4) for way in WAYS if way.eights < 32)}
-TAKEN = (INT8,)
-"""Kinds that it multiplies above DECODE_TOKENS tokens; the others' products are the vendor's."""
-LAUNCH = 3.5
-"""Microseconds of a launch: its start, the first bytes, the last writing."""
-MULTIPLIED, BROUGHT, WRITTEN = 6.05e6, 7.0e4, 3.3e4
-"""Of a multiprocessor and a microsecond: products of bytes, bytes from the L2, outputs. The first two agree with times."""
+"""The best of those measured (bench/gpu_byte_cuts.py), and 1, 16 for rows that fill the multiprocessors with it alone."""
+CUTS = {INT8: WAYS, E4M3: tuple(replace(way, fold=4) for way in WAYS if way.eights <= 16)}
+"""Folded sums of more than 16 eights would need more registers than there are."""
+FEWEST, MOST_E4M3 = 25, 512
+"""Tokens from which, and up to which of float8, the product is bytes.cu's: fewer are linear.cu's, more the vendor's."""
+LAUNCH, JOINED = 0.4, 1.5
+"""Microseconds of a launch: its start and the first bytes; of the exchange of two blocks. These and those below are fitted to
+the times measured: the cut chosen is within 3 % of the best."""
+CHUNK, MULTIPLIED, BROUGHT, WRITTEN = 0.063, 7.8e6, 1.21e5, 5.3e3
+"""Microseconds of 128 columns beside their products; of a multiprocessor and a microsecond: products of bytes, bytes that come,
+outputs."""
+READ = 4.33e6
+"""Bytes of W from memory in a microsecond."""
 
 
-def takes(kind: int, tokens: int, rows: int) -> bool:
-    """Whether it is the one for so many tokens. Up to DECODE_TOKENS: where linear.cu has few rows for each multiprocessor, and
-    so as many bytes of x to read as of W."""
-    return kind in TAKEN if tokens > DECODE_TOKENS else tokens > DECODE_TOKENS // 2 and rows <= 32 * PROCESSORS
+def takes(kind: int, tokens: int) -> bool:
+    """Whether it is the one for so many tokens."""
+    return tokens >= FEWEST and (kind == INT8 or tokens <= MOST_E4M3)
 
 
 @functools.lru_cache(maxsize=1024)
 def cut(kind: int, tokens: int, rows: int, inputs: int) -> Cut:
     """The cut that should end first."""
-    tried = [how for how in CUTS[kind] if (how.high == 1) == (tokens <= DECODE_TOKENS)]
+    tried = [how for how in CUTS[kind] if how.takes(tokens, rows, inputs)]
     return min(tried, key=lambda how: expected(tokens, rows, inputs, how))
 
 
 def expected(tokens: int, rows: int, inputs: int, how: Cut) -> float:
     """Microseconds to expect."""
-    multiplied = how.outputs * 128 / MULTIPLIED
-    brought = sum(how.boxes) * 128 / BROUGHT
-    rounds = -(-how.tiles(tokens, rows) // how.clusters(tokens, rows))
-    return LAUNCH + rounds * (-(-inputs // 128) * max(multiplied, brought) + how.outputs / WRITTEN)
+    chunk = max(CHUNK + how.outputs * 128 / MULTIPLIED, how.stage / BROUGHT)
+    rounds = -(-how.tiles(tokens, rows) * how.split // PROCESSORS)
+    columns = -(-inputs // (128 * how.split))
+    ends = LAUNCH + rounds * how.outputs / how.split / WRITTEN + JOINED * (how.split - 1)
+    return ends + max(rounds * columns * chunk, rows * inputs / READ)
 
 
 @functools.lru_cache(maxsize=256)
 def macros(kind: int, dtype: torch.dtype, how: Cut) -> _build.Macros:
     values = {
         "ACT": kind, "HALF": int(dtype == torch.float16), "NT": how.eights, "HIGH": how.high, "DEPTH": how.stages,
-        "SHARE": how.share, "ALONG": int(how.along), "FOLD": how.fold,
-        "BLOCKS": how.blocks,
+        "SPLIT": how.split, "FOLD": how.fold,
     }  # fmt: skip
     return tuple(values.items())
 
@@ -114,10 +120,9 @@ def launch(codes: Tensor, scale: Tensor, prepared: dict[str, Tensor], y: Tensor,
     (tokens, inputs), rows = codes.shape, y.shape[1]
     how = how or cut(kind, tokens, rows, inputs)
     kernel = _build.kernel("bytes.cu", "bytes_by_bytes", macros(kind, y.dtype, how), codes.device.index or 0)
-    matrices = (codes, prepared["low"])
-    maps = (TensorMap(matrix.view(torch.int16), box) for matrix, box in zip(matrices, how.boxes, strict=True))
+    words = codes.view(torch.int16), prepared["low"].view(torch.int16)
+    maps = TensorMap(words[0], 64 * how.high), TensorMap.of_pairs(words[1], how.eights // 2)
     arguments: tuple[int | TensorMap, ...] = (
         *maps, *map(address, (y, scale, prepared["meta"])), tokens, rows, -(-inputs // 128)
     )  # fmt: skip
-    blocks = how.clusters(tokens, rows) * how.share
-    kernel.launch((1, blocks, 1), how.threads, arguments, how.shared_bytes, overlap=True)
+    kernel.launch((1, how.blocks(tokens, rows), 1), how.threads, arguments, how.shared_bytes, overlap=True)

@@ -1,17 +1,18 @@
 """byte_act - 8-bit weights times 8-bit inputs, int8 and float8 e4m3, scales of rows and tokens, or of blocks; Hopper and later.
 
 In / Out  x [tokens, in] -> found scales and codes in one launch (activations.cu), the product in a second that begins early.
-Idea      Up to 64 tokens W streams once through linear.cu, its bytes as they lie in memory being the operands: what changes its
-          place is x, whose codes are written in the order in which a lane reads a row. More tokens: int8 by bytes.cu, float8 by
-          the vendor's product, on the same bytes, which are row-major. Float8 weights in blocks of 128 x 128 and inputs in
-          groups of 128: sums of a group are scaled by both; more tokens: decoded, since the vendor's product knows no such
-          scales everywhere.
+Idea      Up to 24 tokens W streams once through linear.cu, its bytes as they lie in memory being the operands: what changes its
+          place is x, whose codes are written in the order in which a lane reads a row. More tokens: bytes.cu, and more than 512
+          of float8 the vendor's product, on the same bytes, which are row-major. Float8 weights in blocks of 128 x 128 and
+          inputs in groups of 128: sums of a group are scaled by both; more than 64 tokens: decoded, since the vendor's product
+          knows no such scales everywhere.
 Source    Scales as lowbit.kernels.activation finds them. Sums of int8 are exact; those of e4m3 leave the tensor cores every 256
-          columns, because they keep few bits there.
+          or 512 columns, because they keep few bits there.
 Figures   H200, the product alone, in a CUDA graph, weights past the L2, 4096x4096 / 14336x4096 / 4096x14336 in us: int8 1 token
-          5.0 / 14.0 / 13.9, 16 tokens 5.8 / 14.8 / 15.1, 64 tokens 9.7 / 17.5 / 19.3; float8 5.3 / 14.4 / 14.2, 6.9 / 15.7 /
-          17.3, 9.8 / 18.0 / 22.0; reading the bytes takes 6.1 / 15.1 / 15.1 in a kernel that does not begin early.
-Traps     torch._scaled_mm takes a scale a row and a token at 256 tokens and more; below, float32 scales come after it.
+          5.0 / 14.0 / 13.9, 16 tokens 5.8 / 14.8 / 15.1, 64 tokens 5.8 / 15.2 / 15.9 (CUTLASS 7.5 / 19.5 / 19.2); float8 5.3 /
+          14.4 / 14.2, 6.9 / 15.7 / 17.3, 6.1 / 15.4 / 15.9; reading the bytes takes 6.1 / 15.1 / 15.1 in a kernel that does not
+          begin early. int8 against CUTLASS: 128 to 512 tokens 1.04 to 1.7 times as fast, 1024 and 4096 0.93 to 1.01.
+Traps     torch._scaled_mm with scales of rows takes 13 us at 64 tokens, where others take 7.
 """
 
 from collections.abc import Callable
@@ -121,7 +122,7 @@ def rounded(
     few = x.shape[0] <= _product.DECODE_TOKENS
     if _in_blocks(format):
         return (_few_in_blocks if few else _many_in_blocks)(x, prepared, shape, activation).to(dtype)
-    run = way(kind, x.shape[0], shape[0])
+    run = way(kind, x.shape[0])
     codes, scale = _activations.quantize(
         x, kind, activation.clip, ordered=int(run is _few), size=side.block(shape[1]) if side else 0
     )
@@ -131,9 +132,9 @@ def rounded(
 Way = Callable[[Tensor, Tensor, dict[str, Tensor], int, tuple[int, int], torch.dtype], Tensor]
 
 
-def way(kind: int, tokens: int, rows: int) -> Way:
+def way(kind: int, tokens: int) -> Way:
     """Who multiplies: linear.cu (its codes stand in another order), bytes.cu or the vendor's library."""
-    if _bytes.takes(kind, tokens, rows):
+    if _bytes.takes(kind, tokens):
         return _own
     return _few if tokens <= _product.DECODE_TOKENS else _vendors
 

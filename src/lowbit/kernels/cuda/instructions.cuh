@@ -119,6 +119,12 @@ INLINE u16 rounded(float v) {
 
 INLINE float of_lane(float v, int lane) { return __shfl_sync(0xffffffffu, v, lane); }
 INLINE u32 of_other(u32 v, int mask) { return __shfl_xor_sync(0xffffffffu, v, mask); }   // of lane ^ mask
+INLINE int warp_index() { return __shfl_sync(0xffffffffu, threadIdx.x / 32, 0); }        // one that ptxas knows to be the same in all lanes
+INLINE bool elected() {                                      // one lane; what it alone does, ptxas need not do for each lane in turn
+    u32 chosen;
+    asm volatile("{ .reg .pred p; elect.sync _|p, 0xffffffff; selp.b32 %0, 1, 0, p; }" : "=r"(chosen));
+    return chosen;
+}
 INLINE bool any_lane(bool v) { return __any_sync(0xffffffffu, v); }
 INLINE u32 transposed(u32 v) {                               // an 8 x 8 of halves, two of a row in each lane
     u32 t;
@@ -196,6 +202,7 @@ INLINE void copy_many(u32 to, const u8* from, u32 bytes, u32 barrier) {  // addr
                  : "memory");
 }
 struct __align__(64) TensorMap { u64 words[16]; };          // made by the driver
+INLINE void fetch_map(const TensorMap& map) { asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory"); }
 // a box of the matrix of `map`, from (column, row) on, to the same place of the first `blocks` blocks of the cluster and their barriers
 INLINE void copy_box(u32 to, const TensorMap& map, int column, int row, u32 barrier, int blocks) {
     if (blocks == 1)
@@ -207,9 +214,24 @@ INLINE void copy_box(u32 to, const TensorMap& map, int column, int row, u32 barr
                      "[%4], %5;" ::"r"(to), "l"(&map), "r"(column), "r"(row), "r"(barrier), "h"((u16)((1 << blocks) - 1))
                      : "memory");
 }
+// The same, to this block, of a matrix whose rows are seen as sixteens of four fours: of every four rows two, from `pair` on, and of as many
+// sixteens as a box has; a sixteen's four pairs make eight rows there.
+INLINE void copy_pairs(u32 to, const TensorMap& map, int column, int pair, int sixteen, u32 barrier) {
+    asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4, %5}], [%6];" ::"r"(to),
+                 "l"(&map), "r"(column), "r"(pair), "r"(0), "r"(sixteen), "r"(barrier)
+                 : "memory");
+}
+INLINE void arrive_at(u32 barrier) { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory"); }
 INLINE void arrive_in_cluster(u32 barrier, int block) {      // at the same barrier of another block
     asm volatile("{ .reg .b32 there; mapa.shared::cluster.u32 there, %0, %1; mbarrier.arrive.shared::cluster.b64 _, [there]; }" ::"r"(
                      barrier), "r"(block)
+                 : "memory");
+}
+// into shared memory of another block, whose barrier counts the bytes
+INLINE void send16(u32 to, uint4 v, u32 barrier, int block) {
+    asm volatile("{ .reg .b32 there, told; mapa.shared::cluster.u32 there, %0, %6; mapa.shared::cluster.u32 told, %5, %6;\n"
+                 "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [there], {%1, %2, %3, %4}, [told]; }" ::"r"(to), "r"(v.x),
+                 "r"(v.y), "r"(v.z), "r"(v.w), "r"(barrier), "r"(block)
                  : "memory");
 }
 INLINE void meet_in_cluster() {
@@ -309,6 +331,8 @@ INLINE void wide_wait() { wide_end(), wide_wait_for_all_but<0>(); }
 #define R_32 R_16 ",%8,%9,%10,%11,%12,%13,%14,%15"
 #define D_64 D_32, D4(4), D4(5), D4(6), D4(7)
 #define R_64 R_32 ",%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
+#define D_112 D_64, D4(8), D4(9), D4(10), D4(11), D4(12), D4(13)
+#define R_112 R_64 ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55"
 #define D_128 D_64, D4(8), D4(9), D4(10), D4(11), D4(12), D4(13), D4(14), D4(15)
 #define R_128 R_64 ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
 #define D_256 D_128, D4(16), D4(17), D4(18), D4(19), D4(20), D4(21), D4(22), D4(23), D4(24), D4(25), D4(26), D4(27), D4(28), D4(29), D4(30), D4(31)
@@ -336,23 +360,21 @@ INLINE void wide_multiply(Sum (&d)[NT][4], const u32* a, u32 x16, int more) {
 #endif
 }
 // reads of d stay behind this: neither compiler may move them above the wait, which names no sum
-INLINE void wide_take(Sum (&d)[NT][4]) {
+template <int EIGHTS>
+INLINE void wide_take(Sum (&d)[EIGHTS][4]) {
 #pragma unroll
-    for (int i = 0; i < NT; i++) asm volatile("" : D4(i)::"memory");
+    for (int i = 0; i < EIGHTS; i++) asm volatile("" : D4(i)::"memory");
 }
 #if ACT
-// The same with 64 rows of bytes in shared memory, from address a16 * 16 on, as the left operand.
-INLINE void wide_multiply_rows(Sum (&d)[NT][4], u32 a16, u32 x16, int more) {
-    const u64 a = swizzled_rows(a16), b = swizzled_rows(x16);
-#if NT == 4
-    asm volatile(WIDE_PRODUCT(32, R_32, "%16", "%17", "%18") : D_32 : "l"(a), "l"(b), "r"(more));
-#elif NT == 8
-    asm volatile(WIDE_PRODUCT(64, R_64, "%32", "%33", "%34") : D_64 : "l"(a), "l"(b), "r"(more));
-#elif NT == 16
-    asm volatile(WIDE_PRODUCT(128, R_128, "%64", "%65", "%66") : D_128 : "l"(a), "l"(b), "r"(more));
-#elif NT == 32
-    asm volatile(WIDE_PRODUCT(256, R_256, "%128", "%129", "%130") : D_256 : "l"(a), "l"(b), "r"(more));
-#endif
-}
+// The same with 64 rows of bytes in shared memory, from address a16 * 16 on, as the left operand, and as many eights as d has.
+#define WIDE_ROWS(eights, n, a, b, more_) \
+    INLINE void wide_multiply_rows(Sum (&d)[eights][4], u32 a16, u32 x16, int more) { \
+        asm volatile(WIDE_PRODUCT(n, R_##n, a, b, more_) : D_##n : "l"(swizzled_rows(a16)), "l"(swizzled_rows(x16)), "r"(more)); \
+    }
+WIDE_ROWS(4, 32, "%16", "%17", "%18")
+WIDE_ROWS(8, 64, "%32", "%33", "%34")
+WIDE_ROWS(14, 112, "%56", "%57", "%58")
+WIDE_ROWS(16, 128, "%64", "%65", "%66")
+WIDE_ROWS(32, 256, "%128", "%129", "%130")
 #endif
 #endif
