@@ -3,10 +3,10 @@
     python bench/gpu_bytes.py [--tokens 1,16,64,256,1024,4096] [--shapes 4096x4096,...] [--torchao]
 
 Rows: ours (rounding and product), ours without rounding, rounding alone, rounding behind a Hadamard matrix of all inputs;
-torch's products alone, _scaled_mm with one scale and with a scale a row, _int_mm, and CUTLASS as vLLM has it; where asked for,
-torchao's layer, which rounds its inputs too and takes seconds to compile. Products are checked against float64: what is off by
-more than 2 % gets no row. Elements int4 (int4-g128 times int8, for CUTLASS times float8) and blocks (fp8-b128x128 times
-fp8-g128): no products of torch.
+torch's products alone, _scaled_mm with one scale and with a scale a row (sums leaving the tensor cores or not), _int_mm, and
+CUTLASS as vLLM has it; where asked for, torchao's layer, which rounds its inputs too and takes seconds to compile. Products are
+checked against float64: what is off by more than 2 % gets no row. Elements int4 (int4-g128 times int8, CUTLASS: times float8)
+and blocks (fp8-b128x128 times fp8-g128): no products of torch.
 """
 
 import argparse
@@ -60,11 +60,12 @@ def contenders(
     own, one = byte_act._scale(first).float(), torch.ones((), device="cuda")
     if element == "int8" and tokens > 16:
         yield "torch._int_mm", [partial(torch._int_mm, codes, w["low"].t()) for w in weights], None
-    if element == "e4m3" and tokens % 16 == 0:
+    if element == "e4m3":
         scaled = partial(torch._scaled_mm, codes, out_dtype=torch.bfloat16)
         yield "torch._scaled_mm", [partial(scaled, w["low"].t(), scale_a=one, scale_b=one) for w in weights], None
         by_row = partial(scaled, scale_a=scale[:, None], scale_b=own[None])
-        yield "torch._scaled_mm by rows", [partial(by_row, w["low"].t()) for w in weights], exact
+        for name, fast in (("torch._scaled_mm by rows", False), ("torch._scaled_mm by rows, sums in the tensor cores", True)):
+            yield name, [partial(by_row, w["low"].t(), use_fast_accum=fast) for w in weights], exact
     yield from tried(f"cutlass {element}", partial(cutlass, codes, scale, own, weights), exact)
     if with_torchao:
         yield from tried(f"torchao {element}", partial(torchao, x, q, kind), exact)

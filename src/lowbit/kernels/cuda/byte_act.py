@@ -7,7 +7,9 @@ Idea      Up to 24 tokens W streams once through linear.cu, its bytes as they li
           inputs in groups of 128: sums of a group are scaled by both; more than 64 tokens: decoded, since the vendor's product
           knows no such scales everywhere.
 Source    Scales as lowbit.kernels.activation finds them. Sums of int8 are exact; those of e4m3 leave the tensor cores every 256
-          or 512 columns, because they keep few bits there.
+          or 512 columns, because they keep few bits there; the vendor's (docs/decisions/018) do beyond 8192 inputs, else they
+          stay. Error of y by sums: hidden behind bfloat16's 1.7e-3; of those that stay 1.3e-3 more of 4096 inputs, and 7e-2
+          where all products have one sign. Rounding x and W to e4m3 costs 3e-2.
 Figures   H200, the product alone, in a CUDA graph, weights past the L2, 4096x4096 / 14336x4096 / 4096x14336 in us: int8 1 token
           5.0 / 14.0 / 13.9, 16 tokens 5.8 / 14.8 / 15.1, 64 tokens 5.8 / 15.2 / 15.9 (CUTLASS 7.5 / 19.5 / 19.2); float8 5.3 /
           14.4 / 14.2, 6.9 / 15.7 / 17.3, 6.1 / 15.4 / 15.9; reading the bytes takes 6.1 / 15.1 / 15.1 in a kernel that does not
@@ -36,6 +38,8 @@ KINDS = {kind: Kind(bits=16, groups=0, inputs=kind) for kind in (INT8, E4M3)}
 BLOCK = 128
 IN_BLOCKS = Kind(bits=16, groups=256 // BLOCK, inputs=E4M3)
 """A chunk is 256 columns."""
+SUMS_INSIDE = 8192
+"""Inputs up to which the vendor's sums of float8 stay in the tensor cores (docs/decisions/018)."""
 
 
 def supports(format: Format, shape: tuple[int, int], device: torch.device, dtype: torch.dtype, tokens: int) -> str:
@@ -159,7 +163,8 @@ def _vendors(
     codes: Tensor, scale: Tensor, prepared: dict[str, Tensor], kind: int, shape: tuple[int, int], dtype: torch.dtype
 ) -> Tensor:
     w, own = prepared["low"].t(), _scale(prepared).float()[None]
-    y: Tensor = torch._scaled_mm(codes, w, scale[:, None], own, out_dtype=torch.bfloat16, use_fast_accum=False)
+    inside = shape[1] <= SUMS_INSIDE
+    y: Tensor = torch._scaled_mm(codes, w, scale[:, None], own, out_dtype=torch.bfloat16, use_fast_accum=inside)
     return y.to(dtype)
 
 
