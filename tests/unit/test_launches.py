@@ -80,8 +80,10 @@ def test_rounding_of_inputs_and_search_of_codes() -> None:
         threads, shared = _activations.block(tokens, inputs, row)
         assert not _build.impossible((1, 1, 1), threads, shared)
         assert _activations.vectors(inputs, threads) * 8 * threads >= inputs
-    for roots in (1 << n for n in range(4, 16)):
-        assert not _build.impossible((1, 1, 1), *_viterbi.block(roots)[::2])
+    for least, halves in ((4, False), (7, True)):
+        for roots in (1 << n for n in range(least, 16)):
+            cut = _viterbi.cut(roots, halves)
+            assert not _build.impossible((1, 1, 1), cut.threads, cut.shared(roots)) and cut.together % cut.sides == 0
 
 
 def test_what_cannot_be_launched_is_said() -> None:

@@ -136,7 +136,8 @@ static u32 fma2(u32 a, u32 b, u32 c) {
     const u32 low = rounded(to_float(a & 0xffff) * to_float(b & 0xffff) + to_float(c & 0xffff));
     return low | (u32)rounded(to_float(a >> 16) * to_float(b >> 16) + to_float(c >> 16)) << 16;
 }
-
+static u32 fma2_of_low(u32 a, u32 b, u32 c) { return fma2((a & 0xffff) * 0x00010001u, b, c); }
+static u32 min2(u32 a, u32 b) { return min(a & 0xffff, b & 0xffff) | min(a >> 16, b >> 16) << 16; }
 static u32 bytes(u32 a, u32 b, u32 choice) {
     const u64 all = (u64)b << 32 | a;
     u32 v = 0;

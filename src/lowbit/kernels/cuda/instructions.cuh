@@ -63,6 +63,17 @@ INLINE u32 fma2(u32 a, u32 b, u32 c) {
     asm("fma.rn." PAIR " %0, %1, %2, %3;" : "=r"(v) : "r"(a), "r"(b), "r"(c));
     return v;
 }
+INLINE u32 fma2_of_low(u32 a, u32 b, u32 c) {                // the lower half of a for both
+    u32 v;
+    asm("{ .reg .b16 l, h; .reg .b32 d; mov.b32 {l, h}, %1; mov.b32 d, {l, l}; fma.rn." PAIR " %0, d, %2, %3; }"
+        : "=r"(v) : "r"(a), "r"(b), "r"(c));
+    return v;
+}
+INLINE u32 min2(u32 a, u32 b) {                              // of 16-bit numbers without sign (Hopper)
+    u32 v;
+    asm("min.u16x2 %0, %1, %2;" : "=r"(v) : "r"(a), "r"(b));
+    return v;
+}
 INLINE u32 bytes(u32 a, u32 b, u32 choice) {                 // four of the eight bytes of a (0 .. 3) and b (4 .. 7), by hex digits;
                                                              // + 8: eight times its top bit
     u32 v;
