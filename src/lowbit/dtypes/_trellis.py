@@ -50,11 +50,11 @@ class Trellis:
 
     @property
     def minimum(self) -> float:
-        return self._code(torch.device("cpu")).table.min().item()
+        return self._code(torch.device("cpu")).ends[0]
 
     @property
     def maximum(self) -> float:
-        return self._code(torch.device("cpu")).table.max().item()
+        return self._code(torch.device("cpu")).ends[1]
 
     @property
     def rms(self) -> float:

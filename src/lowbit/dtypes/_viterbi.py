@@ -17,6 +17,7 @@ Traps     Approximate: the bits of pass 1 need not be those of the best closed p
 
 import threading
 from dataclasses import dataclass
+from functools import cached_property
 from typing import cast
 
 import torch
@@ -45,6 +46,11 @@ class Code:
     def roots(self) -> int:
         """R, how many states are alike but for their oldest F bits."""
         return len(self.table) >> self.fresh
+
+    @cached_property
+    def ends(self) -> tuple[float, float]:
+        """The least and the greatest value, looked for once: torch shares so many numbers out among threads, which wait."""
+        return self.table.min().item(), self.table.max().item()
 
 
 def search(values: Tensor, code: Code) -> Tensor:
