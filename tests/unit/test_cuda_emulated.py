@@ -125,7 +125,7 @@ def test_linear_cu_with_trellis_codes(
     library, chunks = compiled(tmp_path, trellis.kind(format), dtype, how, tokens), prepared["low"].shape[1]
     weights = [pointer(prepared.get(name)) for name in ("low", "high", "none")]
     x = torch.randn(tokens, inputs).to(dtype)
-    given = x if trellis.takes_as_it_is(tokens, how) else trellis._less(x)
+    given = x if _product.takes_as_it_is(tokens, how) else trellis._less(x)
     exact = x.double() @ q.decode().double().T
     grid, (span, _) = _product.grid(tokens, rows, how), _product.spans(chunks, how)
     part = torch.full((math.prod(grid) * 128 * _product.eights(tokens) * how.high * how.beside,), float("nan"))
@@ -139,10 +139,12 @@ def test_linear_cu_with_trellis_codes(
 
 
 @pytest.mark.parametrize(("text", "dtype", "rows", "inputs", "tokens", "how"), [
-    ("e8p2-plain", torch.bfloat16, 40, 352, 1, Tiles(2, 1, 2, 1, 2)),
+    ("e8p2-plain", torch.bfloat16, 40, 352, 1, Tiles(2, 1, 2, 1, 2, copies=8)),
+    ("e8p2-plain", torch.bfloat16, 80, 2112, 3, Tiles(1, 2, 16, 1, 2, copies=8)),
+    ("e8p2-plain", torch.bfloat16, 80, 2112, 8, Tiles(1, 4, 8, 2, 2, copies=8)),
     ("e8p2-plain", torch.float16, 64, 416, 20, Tiles(1, 4, 1, 2, 2, 1, True)),
     ("aqlm2x8", torch.bfloat16, 40, 640, 9, Tiles(1, 1, 2, 2, 3, 2)),
-    ("aqlm2x8", torch.bfloat16, 80, 288, 3, Tiles(1, 5, 2, 1, 2)),
+    ("aqlm2x8", torch.bfloat16, 80, 288, 3, Tiles(1, 5, 2, 1, 2, copies=8)),
 ])  # fmt: skip
 def test_linear_cu_with_codes_of_eight_weights(
     tmp_path: Path, text: str, dtype: torch.dtype, rows: int, inputs: int, tokens: int, how: Tiles
@@ -162,7 +164,8 @@ def test_linear_cu_with_codes_of_eight_weights(
     weights = [pointer(prepared.get(name)) for name in ("low", "high", "meta")]
     assert _product.shared_bytes(kind, tokens, chunks, how) <= _product.SHARED
     x = torch.randn(tokens, inputs).to(dtype)
-    given, exact = vectors.ordered(x), x.double() @ q.decode().double().T
+    given = x if _product.takes_as_it_is(tokens, how) else vectors.ordered(x)
+    exact = x.double() @ q.decode().double().T
     grid, (span, _) = _product.grid(tokens, rows, how), _product.spans(chunks, how)
     part = torch.full((math.prod(grid) * 128 * _product.eights(tokens) * how.high * how.beside,), float("nan"))
     count, y = torch.zeros(grid[0], dtype=torch.int32), torch.full((tokens, rows), float("nan"), dtype=dtype)

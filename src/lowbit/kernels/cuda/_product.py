@@ -22,8 +22,8 @@ PROCESSORS = 132
 """Multiprocessors that the cuts are made for (H100, H200)."""
 SHARED = _build.SHARED - _build.DECLARED
 """Bytes of dynamic shared memory that a block can have."""
-BOOKS = 2 * 256 * 16
-"""Of them those of two books of eight halves an entry."""
+BOOKS, COPIES = 2 * 256 * 16, 8
+"""Of them those of two books of eight halves an entry; copies with which no lane waits for another's bank."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class Tiles:
     """How a product is cut: each warp has `high` tiles of 16 rows; a block has `beside` warps over rows and `along` over
     columns; `slices` blocks share the columns; `stages` chunks wait in a warp's ring; x comes `span` rounds at a time (0:
     whole). wide: four warps multiply together (wgmma). scaled: weights are scaled before the product, not sums after it.
+    copies: of books, 1 or COPIES.
     """
 
     high: int
@@ -57,6 +58,7 @@ class Tiles:
     span: int = 0
     wide: bool = False
     scaled: bool = False
+    copies: int = 1
 
 
 def tiles(kind: Kind, tokens: int, rows: int, chunks: int) -> Tiles:
@@ -66,7 +68,13 @@ def tiles(kind: Kind, tokens: int, rows: int, chunks: int) -> Tiles:
         wanted = replace(wanted, scaled=False)
     cuts = [wanted, *(replace(wanted, stages=stages, span=stages - 1) for stages in (wanted.stages, 3, 2))]
     cuts += [replace(how, along=along) for along in (4, 2, 1) for how in cuts if along < how.along]
-    return next(how for how in cuts if shared_bytes(kind, tokens, chunks, how) <= SHARED)
+    found = next(how for how in cuts if shared_bytes(kind, tokens, chunks, how) <= SHARED)
+    copied = _copied(kind, found)
+    return copied if shared_bytes(kind, tokens, chunks, copied) <= SHARED else found
+
+
+def _copied(kind: Kind, how: Tiles) -> Tiles:
+    return replace(how, copies=COPIES) if kind.vectors else how
 
 
 def _slices(rows: int, chunks: int) -> int:
@@ -75,27 +83,32 @@ def _slices(rows: int, chunks: int) -> int:
 
 
 def _one_each(kind: Kind, rows: int, chunks: int) -> Tiles | None:
-    """Up to 8 tokens: a block on each multiprocessor, all as tall as each other, or two of one tile where bytes are few.
+    """Up to 8 tokens: a block on each multiprocessor, all as tall as each other, or two of one tile where bytes are few and no
+    books are copied.
 
     None: too few or too many rows for that, or a width whose other cut has been measured to do as well.
     A block has 28 to 32 warps, so that no second one fits beside it: blocks of the next launch begin early, and where two fit,
     some multiprocessors get two and others none (14 warps: 22.7 us where 28 take 9.5; 12.2 with a ring that fills memory).
     """
     beside, short = -(-rows // (16 * PROCESSORS)), chunks <= 64
-    if not 2 <= beside <= 8 or (beside == 2 and (kind.codec or kind.table or kind.vectors)):
+    if not 2 <= beside <= 8 or (beside == 2 and (kind.codec or kind.table)):
         return None
     if kind.bits > 4 and (kind.bits == 5 or beside > 2 or not short):
         return None
-    return Tiles(1, 1, 16, 1, 2) if beside == 2 and kind.bits < 4 and short else Tiles(1, beside, min(16, 32 // beside), 1, 2)
+    if beside == 2 and kind.vectors and not short:
+        return Tiles(2, 1, 16, 1, 3)
+    two = beside == 2 and kind.bits < 4 and short and not kind.vectors
+    return Tiles(1, 1, 16, 1, 2) if two else Tiles(1, beside, min(16, 32 // beside), 1, 2)
 
 
 def _halves(kind: Kind, tokens: int, rows: int, chunks: int) -> Tiles:
-    """Up to 8 tokens: about a block of 16 or 32 rows on each multiprocessor. More: taller blocks, since each reads its x."""
+    """Up to 8 tokens: about a block of 16 or 32 rows on each multiprocessor. More, and x that books leave no room for: taller
+    blocks, since each reads its x."""
     long = chunks > 64
-    if tokens <= 8:
-        found = _one_each(kind, rows, chunks)
-        if found and shared_bytes(kind, tokens, chunks, found) <= SHARED:
-            return found
+    found = _one_each(kind, rows, chunks) if tokens <= 8 else None
+    if found and shared_bytes(kind, tokens, chunks, _copied(kind, found)) <= SHARED:
+        return found
+    if tokens <= 8 and not (found and kind.vectors):
         blocks = -(-rows // 32)
         if blocks <= PROCESSORS // 2:
             return Tiles(1, 1, 8, 2 if chunks >= 16 else 1, 5)
@@ -135,7 +148,7 @@ def macros(kind: Kind, dtype: torch.dtype, how: Tiles, tokens: int) -> _build.Ma
         "BITS": kind.bits, "HALF": int(halves or dtype == torch.float16), "GROUP": 4 // kind.groups if kind.groups else 0,
         "ASYM": int(kind.zeros), "ACT": kind.inputs, "SCALED": int(how.scaled), "WIDE": int(how.wide), "NT": eights(tokens),
         "RT": how.high, "WN": how.beside, "WK": how.along, "DEPTH": how.stages, "SPANS": int(how.span > 0),
-        "CODEC": int(kind.codec), "LUT": int(kind.table), "VECTORS": kind.vectors,
+        "CODEC": int(kind.codec), "LUT": int(kind.table), "VECTORS": kind.vectors, "COPIES": how.copies,
         "OUT": int(halves and dtype == torch.bfloat16),
     }  # fmt: skip
     return tuple(values.items())
@@ -144,6 +157,11 @@ def macros(kind: Kind, dtype: torch.dtype, how: Tiles, tokens: int) -> _build.Ma
 def eights(tokens: int) -> int:
     """Eights of tokens that a block takes: 1, 2, 4, 8 or 16."""
     return next((n for n in (1, 2, 4, 8) if tokens <= 8 * n), 16)
+
+
+def takes_as_it_is(tokens: int, how: Tiles) -> bool:
+    """Whether codes of several weights make halves of x themselves, where it passes registers on its way to shared memory."""
+    return eights(tokens) == 1 and not how.span
 
 
 def spans(chunks: int, how: Tiles) -> tuple[int, int]:
@@ -163,7 +181,8 @@ def shared_bytes(kind: Kind, tokens: int, chunks: int, how: Tiles) -> int:
     lines = 8 * eights(tokens)
     x = buffers * span * 256 * (lines if how.wide else min(tokens, lines))
     scales = 4 * kind.groups * -(-chunks // how.slices) * lines if kind.inputs == 2 else 0
-    return max(ring + x + scales + (BOOKS if kind.vectors else 0), how.along * lines * (how.beside * how.high * 16 + 4) * 4)
+    books = how.copies * BOOKS if kind.vectors else 0
+    return max(ring + x + scales + books, how.along * lines * (how.beside * how.high * 16 + 4) * 4)
 
 
 def grid(tokens: int, rows: int, how: Tiles) -> tuple[int, int, int]:

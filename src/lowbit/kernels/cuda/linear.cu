@@ -102,6 +102,17 @@ INLINE u32 sixteenths(u32 pair) {
 // where 16 bytes of x lie in shared memory: block of 64 columns (`block` bytes each), token, eighth of the block
 INLINE u32 x_place(int index, int block, int token, int eighth) { return index * block + token * 128 + ((eighth ^ (token & 7)) << 4); }
 
+// eight columns of x at their place, or (VECTORS) their pairs 16 bytes apart
+INLINE void put_x(u8* shared, u32 place, uint4 v) {
+    if (!VECTORS) {
+        *(uint4*)(shared + place) = v;
+        return;
+    }
+    const u32 pairs[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+    for (int j = 0; j < 4; j++) *(u32*)(shared + (place ^ j << 4)) = pairs[j];
+}
+
 // Copies x into shared memory, 16 bytes a time. Many tokens: a thread has one eighth of one block of 64 columns, of every
 // (THREADS / 16)-th token, so that its places follow from one another.
 struct CopyX {
@@ -114,7 +125,7 @@ struct CopyX {
         from = x + (size_t)(NT == 1 ? 0 : token) * inputs * 2 + (NT == 1 ? 0 : v * 16);
         to = shared + (NT == 1 || THREADS % 128 ? 0 : x_place(v / 8, block, token, v % 8));
     }
-    // Few tokens, all chunks: by reads, so that nobody waits for the weights that are on their way. CODEC: x comes as it is
+    // Few tokens, all chunks: by reads, so that nobody waits for the weights that are on their way. CODEC, VECTORS: x comes as it is
     INLINE void now(u8* shared, int chunk, int chunks) const {
         constexpr int AT_ONCE = 4;
         for (int i = threadIdx.x; i < tokens * chunks * 16; i += AT_ONCE * THREADS) {
@@ -124,14 +135,14 @@ struct CopyX {
             for (int k = 0; k < AT_ONCE; k++) {
                 const int n = i + k * THREADS, t = tokens == 1 ? 0 : n / (chunks * 16), piece = n - t * chunks * 16;
                 const int column = chunk * 128 + piece * 8;
-                place[k] = x_place(piece / 8, block, t, piece % 8);
+                place[k] = VECTORS ? x_place(piece / 8, block, t, piece & 4) + piece % 4 * 4 : x_place(piece / 8, block, t, piece % 8);
                 const bool there = t < tokens && column < inputs;
                 v[k] = there ? *(const uint4*)(from + ((size_t)t * inputs + column) * 2) : uint4{0, 0, 0, 0};
-                if (CODEC) v[k] = {sixteenths(v[k].x), sixteenths(v[k].y), sixteenths(v[k].z), sixteenths(v[k].w)};
+                if (CODEC || VECTORS) v[k] = {sixteenths(v[k].x), sixteenths(v[k].y), sixteenths(v[k].z), sixteenths(v[k].w)};
             }
 #pragma unroll
             for (int k = 0; k < AT_ONCE; k++)
-                if (i + k * THREADS < tokens * chunks * 16) *(uint4*)(shared + place[k]) = v[k];
+                if (i + k * THREADS < tokens * chunks * 16) put_x(shared, place[k], v[k]);
         }
     }
     // `chunks` chunks from `chunk` on, `at` bytes behind the start
@@ -176,7 +187,7 @@ INLINE void add_scaled(Sums& total, Part& part, const Group (&group)[RT], const 
 // 32 columns: unit U of a chunk. `part` sums a group, or everything where there is no scale to apply to a group
 template <int U>
 INLINE void step(Part& part, Sums& total, const Words (&w)[RT], const Words (&before)[RT], Group (&group)[RT], u32 meta, const u32 (&x_at)[NT],
-                                     u32 x, int block, int lane, const uint4* books, const float* by) {
+                                     u32 x, int block, int lane, const Books& books, const float* by) {
     if (GROUP && U % UNITS == 0) {
 #pragma unroll
         for (int rt = 0; rt < RT; rt++) {
@@ -262,9 +273,13 @@ extern "C" __global__ void __launch_bounds__(THREADS) product(const u8* x, const
         if (d < steps) get(d);
         end_group();
     }
-    const uint4* books = (const uint4*)(shared + buffers * buffer + WN * WK * DEPTH * STAGE);
-    if (VECTORS)
-        for (int i = threadIdx.x; i < BOOKS_BYTES / 16; i += THREADS) ((uint4*)books)[i] = ((const uint4*)high)[i];
+    uint4* const all_books = (uint4*)(shared + buffers * buffer + WN * WK * DEPTH * STAGE);
+    const Books books = {all_books + lane % COPIES, COPIES};
+    for (int i = threadIdx.x; i < ENTRIES; i += THREADS) {
+        const uint4 entry = ((const uint4*)high)[i];
+#pragma unroll
+        for (int k = 0; k < COPIES; k++) all_books[i * COPIES + (k + lane) % COPIES] = entry;
+    }
     Group group[RT];
     if (GROUP == 0 && !ONE_SCALE) {
 #pragma unroll
@@ -403,7 +418,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) product(const u8* x, const
 
 // 32 columns of a tile of the decoded matrix into shared memory, rows 272 bytes apart
 template <int U>
-INLINE void decode_unit(u32 to, const Words& w, const Words& before, const u8* meta, int lane, const uint4* books) {
+INLINE void decode_unit(u32 to, const Words& w, const Words& before, const u8* meta, int lane, const Books& books) {
     constexpr int g = U / (GROUP ? GROUP : 1);
     const u32* m = (const u32*)(meta + ((GROUP ? g * 8 : 0) + lane / 4) * META);
     Zero top, bottom;
@@ -434,10 +449,10 @@ extern "C" __global__ void __launch_bounds__(128) matrix(const u8* low, const u8
     if (LUT) before = table_of(beside);
     const u8* m = meta + (GROUP ? at * META_BYTES : (size_t)tile * 8 * META);
     const u32 to = address(tiles[threadIdx.x / 32]);
-    decode_unit<0>(to, w, before, m, lane, (const uint4*)high);
-    decode_unit<1>(to, w, before, m, lane, (const uint4*)high);
-    decode_unit<2>(to, w, before, m, lane, (const uint4*)high);
-    decode_unit<3>(to, w, before, m, lane, (const uint4*)high);
+    decode_unit<0>(to, w, before, m, lane, {(const uint4*)high, 1});
+    decode_unit<1>(to, w, before, m, lane, {(const uint4*)high, 1});
+    decode_unit<2>(to, w, before, m, lane, {(const uint4*)high, 1});
+    decode_unit<3>(to, w, before, m, lane, {(const uint4*)high, 1});
     __syncwarp();
 #pragma unroll
     for (int i = 0; i < 8; i++) {

@@ -44,7 +44,7 @@ struct Chunk {
 template <int U>
 INLINE void step(Sums& sums, u32 (&a)[8], const Chunk& chunk, const Words& table, Group& group, u32 x) {
     if (GROUP && U % UNITS == 0) group.set(chunk.meta[U / UNITS * FIELDS], chunk.meta[U / UNITS * FIELDS + FIELDS - 1]);
-    unit<U>(a, chunk.words, CODEC ? chunk.before : table, group.top, group.bottom, nullptr);
+    unit<U>(a, chunk.words, CODEC ? chunk.before : table, group.top, group.bottom, {});
     if (!CODEC) {
 #pragma unroll
         for (int j = 0; j < 8; j++) a[j] = mul2(a[j], j % 2 ? group.lower2 : group.upper2);

@@ -119,14 +119,9 @@ def product(x: Tensor, prepared: dict[str, Tensor], format: Format, shape: tuple
     """x [tokens, in] -> y [tokens, out] in one launch, or after one that takes x to halves."""
     y = torch.empty(x.shape[0], shape[0], dtype=x.dtype, device=x.device)
     how = how or _product.tiles(kind(format), x.shape[0], shape[0], prepared["low"].shape[1])
-    given = x if takes_as_it_is(x.shape[0], how) else _less(x)
+    given = x if _product.takes_as_it_is(x.shape[0], how) else _less(x)
     _product.launch(given, prepared, y, kind(format), shape, prepared["scale"], how)
     return y
-
-
-def takes_as_it_is(tokens: int, how: Tiles) -> bool:
-    """Whether the kernel makes halves of x itself, where it passes registers on its way to shared memory."""
-    return _product.eights(tokens) == 1 and not how.span
 
 
 def _less(x: Tensor) -> Tensor:

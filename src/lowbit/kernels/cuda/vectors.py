@@ -4,7 +4,8 @@ In / Out  packed codes, a scale for all or for a row, codebooks -> words a lane 
           y [tokens, out], in the basis of the grid.
 Idea      Eight weights are two entries of books in shared memory, 16 bytes each: of E8P |a| and the signs, to be joined by xor,
           of additive codes the two summands. An entry is what a lane holds of 32 columns, where the lane's columns lie side by
-          side; for that x changes its order within 32 columns, in the launch that makes halves of it.
+          side; for that x changes its order within 32 columns, where halves are made of it. Eight copies of the books lie
+          beside each other, so that the eight lanes that read at once meet in no bank: 64 turns a chunk, of one copy 166.
 Layout    low: int32 [tiles, chunks of 128 columns, 1, lane, 4 words]: word u of lane 4r + c has the codes of the eight columns
           from 32u + 8c on, of row r in its lower half, of row r + 8 in its upper one. E8P: the lower byte of a code is signs,
           but for its lowest bit, which is their parity, the shift. high: the books, int32 [2, 256, 4], the second of additive
@@ -12,6 +13,8 @@ Layout    low: int32 [tiles, chunks of 128 columns, 1, lane, 4 words]: word u of
           meta: scales of rows as in linear (additive codes); scale: float32 [1] (E8P); both times LESS.
 Source    QuIP# (2402.04396), AQLM (2401.06118); the kernel is our own.
 Traps     Values are float16, so x is too, a sixteenth of itself: numbers beyond a million overflow, those below 1e-6 vanish.
+Figures   H200, in a CUDA graph, weights past the L2, 1 / 16 tokens, 4096x4096, 14336x4096 and 4096x14336 in us: e8p2
+          6.8 / 12.4, 15.0 / 22.2, 14.2 / 21.8, aqlm2x8 alike; cuBLAS on bfloat16 13.7, 29.8, 31.7.
 """
 
 import torch
@@ -126,9 +129,11 @@ def linear(x: Tensor, prepared: dict[str, Tensor], format: Format, shape: tuple[
 
 
 def product(x: Tensor, prepared: dict[str, Tensor], format: Format, shape: tuple[int, int], how: Tiles | None = None) -> Tensor:
-    """x [tokens, in] -> y [tokens, out] in one launch after one that makes halves of x, in the order of the lanes."""
+    """y = x W.T in one launch, or after one that makes halves of x, in the order of the lanes."""
     y = torch.empty(x.shape[0], shape[0], dtype=x.dtype, device=x.device)
-    _product.launch(ordered(x), prepared, y, kind(format), shape, prepared.get("scale"), how)
+    how = how or _product.tiles(kind(format), x.shape[0], shape[0], prepared["low"].shape[1])
+    given = x.contiguous() if _product.takes_as_it_is(x.shape[0], how) else ordered(x)
+    _product.launch(given, prepared, y, kind(format), shape, prepared.get("scale"), how)
     return y
 
 

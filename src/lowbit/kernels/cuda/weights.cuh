@@ -10,7 +10,8 @@
 //
 // Compiled with: BITS 2|3|4|5|6|8|16, HALF 0 bfloat16 | 1 float16, GROUP units of 32 columns (0: a scale per row), ASYM, SCALED 1: weights
 // are scaled, rounded as decoding rounds them; CODEC 0 | 1 (then BITS 2|3|4, HALF 1, GROUP 0), LUT 0 | 1 (then BITS 4, not ASYM),
-// VECTORS 0 | 1 | 2 (then BITS 2, HALF 1, GROUP 0, not ASYM), OUT 0: results are of the type of x | 1: bfloat16, WIDE 1: products are wgmma.
+// VECTORS 0 | 1 | 2 (then BITS 2, HALF 1, GROUP 0, not ASYM), COPIES 1 | 8 (of books: no two lanes meet in a bank),
+// OUT 0: results are of the type of x | 1: bfloat16, WIDE 1: products are wgmma.
 
 #ifndef CODEC
 #define CODEC 0
@@ -22,9 +23,12 @@
 #ifndef VECTORS
 #define VECTORS 0
 #endif
+#ifndef COPIES
+#define COPIES 1
+#endif
 
 constexpr bool ONE_SCALE = CODEC || VECTORS == 1;            // for all weights, beside them
-constexpr int BOOKS_BYTES = VECTORS ? 2 * 256 * 16 : 0;
+constexpr int ENTRIES = VECTORS ? 2 * 256 : 0;               // of two books, COPIES times
 
 constexpr bool ODD = BITS == 3 || BITS == 5;
 constexpr int LOW = ODD ? BITS - 1 : BITS;                   // a lane's words of a chunk: 2 * LOW low ones, and two high ones if ODD
@@ -175,9 +179,15 @@ INLINE void looked_up(u32* a, u32 w, const u32* table) {
     }
 }
 
+// VECTORS: two books, the copy of a lane. Eight lanes read at once: with eight copies beside each other none waits for another
+struct Books {
+    const uint4* own;
+    int copies;
+};
+
 // VECTORS: the four pairs of eight columns in a row
-INLINE void eight(u32 (&pairs)[4], u32 code, const uint4* books) {
-    const uint4 p = books[code & 255], q = books[256 + (code >> 8)];
+INLINE void eight(u32 (&pairs)[4], u32 code, const Books& books) {
+    const uint4 p = books.own[(code & 255) * books.copies], q = books.own[(256 + (code >> 8)) * books.copies];
     const u32 one[4] = {p.x, p.y, p.z, p.w}, other[4] = {q.x, q.y, q.z, q.w};
     const u32 shift = 0xB400B400u ^ (code & 1) * 0x80008000u;        // -1/4, or 1/4 where the bit is set; taken off
 #pragma unroll
@@ -187,7 +197,7 @@ INLINE void eight(u32 (&pairs)[4], u32 code, const uint4* books) {
 // the operands of two steps (32 columns, unit U of the chunk) of one tile: a[4 * step + register]. before: CODEC: the words of the
 // lane before; LUT: the table
 template <int U>
-INLINE void unit(u32 (&a)[8], const Words& words, const Words& before, const Zero& top, const Zero& bottom, const uint4* books) {
+INLINE void unit(u32 (&a)[8], const Words& words, const Words& before, const Zero& top, const Zero& bottom, const Books& books) {
     if constexpr (VECTORS) {                                 // of row r in the lower half of the unit's word, of row r + 8 in the upper one
         u32 upper[4], lower[4];
         eight(upper, words.low[U] & 0xffff, books), eight(lower, words.low[U] >> 16, books);
