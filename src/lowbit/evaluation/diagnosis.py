@@ -14,7 +14,7 @@ import torch
 from lowbit.evaluation import measure, perturbation, ranges
 from lowbit.layers.loading import load
 from lowbit.pipeline.progress import Progress
-from lowbit.pipeline.source import Source, tokenizer_of
+from lowbit.pipeline.source import Source
 from lowbit.recipe import advice
 from lowbit.recipe.selection import OUTSIDE
 from lowbit.statistics._divergence import Divergence
@@ -27,7 +27,7 @@ def diagnose(
 ) -> dict[str, Any]:
     """Look a model over. Raises CheckpointError when it is quantized already."""
     source = Source(model)
-    tokenizer = tokenizer_of(source.folder.path)
+    tokenizer = source.tokenizer
     whole = load(source.folder.path, dtype=torch.float32, device=device)
     length = length or min(LENGTH, source.context)
     (name, cut), *_ = measure.read_texts([text], tokenizer, length, windows or WINDOWS).items()

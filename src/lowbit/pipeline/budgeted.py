@@ -32,7 +32,7 @@ from lowbit.methods import Linear
 from lowbit.pipeline import admission, closing, sensitivity, text
 from lowbit.pipeline.progress import Progress
 from lowbit.pipeline.request import Request, Result
-from lowbit.pipeline.source import Source, tokenizer_of
+from lowbit.pipeline.source import Source
 from lowbit.recipe import Recipe, allotment
 from lowbit.recipe.allotment import Allocator, Shares
 from lowbit.solvers.allocation import allocate
@@ -123,7 +123,7 @@ def _allocation(request: Request, source: Source, shares: Shares, room: Path, pr
 def _chosen(request: Request, source: Source, shares: Shares, progress: Progress) -> tuple[list[int], list[dict[str, Any]]]:
     """The option of every group, and what was measured of it."""
     declared, groups = shares.declared, shares.groups
-    tokenizer, length = tokenizer_of(source.folder.path), min(declared.length, source.context)
+    tokenizer, length = source.tokenizer, min(declared.length, source.context)
     tokens = text.spread(text.calibration(request.calibration, tokenizer, length).tokens, declared.windows)
     names = [[member.name for member in group.members] for group in groups]
     slopes = sensitivity.slopes(source, names, tokens, declared.seed, chosen(request.device), progress)
@@ -150,7 +150,7 @@ def _rival(request: Request, sentence: str, folder: Path, plain: Plain) -> Resul
 
 def _gain(request: Request, source: Source, room: Path, progress: Progress) -> tuple[float, float]:
     """Mean of log(KL of the uniform rival / KL of the allotted one) over held-out windows, and its standard error."""
-    tokenizer, length = tokenizer_of(source.folder.path), min(source.context, closing.LENGTH)
+    tokenizer, length = source.tokenizer, min(source.context, closing.LENGTH)
     tokens = text.spread(text.windows("bundled", text.read("bundled", "evaluation"), tokenizer, length).tokens, WINDOWS)
     uniform, allotted = (
         closing.compare(source, Folder(room / name), tokens, chosen(request.device), progress) for name in (UNIFORM, ALLOTTED)

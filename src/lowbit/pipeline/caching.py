@@ -20,7 +20,7 @@ from lowbit import kvcache
 from lowbit.kvcache import Half, Policy
 from lowbit.pipeline import text
 from lowbit.pipeline.prefixed import Prefixed
-from lowbit.pipeline.source import Source, tokenizer_of
+from lowbit.pipeline.source import Source
 from lowbit.pipeline.stream import first
 from lowbit.pipeline.writer import Writer
 from lowbit.recipe import Recipe, caches
@@ -56,7 +56,7 @@ class Caching:
         if not any(policy and (policy.static or policy.learned) for policy in self.policies):
             return {}
         source, length = self.source, min(LENGTH, self.source.context)
-        tokens = text.calibration(calibration, tokenizer_of(source.folder.path), length, WINDOWS).tokens
+        tokens = text.calibration(calibration, source.tokenizer, length, WINDOWS).tokens
         tokens, self._begin = front.windows(tokens), len(front)
         outer = source.outer(torch.float32, device)
         kwargs, stream = outer.kwargs(length), [outer.enter(row[None]) for row in tokens]

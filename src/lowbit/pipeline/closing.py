@@ -23,7 +23,7 @@ from lowbit.pipeline import blocks, held, text, written
 from lowbit.pipeline.beside import Beside, Pending
 from lowbit.pipeline.outer import Get, Outer
 from lowbit.pipeline.progress import Progress
-from lowbit.pipeline.source import Source, tokenizer_of
+from lowbit.pipeline.source import Source
 from lowbit.statistics._divergence import Divergence
 
 WINDOWS, LENGTH = 4, 1024
@@ -113,8 +113,8 @@ def _modules(source: Source, stored: checkpoints.Stored, device: torch.device) -
 def check(source: Source, work: Path, device: torch.device, progress: Progress) -> dict[str, Any]:
     """Measure the folder of a run on held-out text; `text` says on which."""
     held_out = text.read("bundled", "evaluation")
-    tokenizer, length = tokenizer_of(source.folder.path), min(source.context, LENGTH)
-    tokens = text.windows("bundled", held_out, tokenizer, length, WINDOWS).tokens
+    length = min(source.context, LENGTH)
+    tokens = text.windows("bundled", held_out, source.tokenizer, length, WINDOWS).tokens
     return {"text": "bundled", **measure(source, Folder(work), tokens, device, progress)}
 
 

@@ -19,7 +19,7 @@ from lowbit.core.errors import ArchitectureError, CalibrationError
 from lowbit.kvcache import Front, Prefix, prefix_linears
 from lowbit.methods import Prefixing
 from lowbit.pipeline.reading import Reading
-from lowbit.pipeline.source import Source, tokenizer_of
+from lowbit.pipeline.source import Source
 from lowbit.pipeline.stream import first
 from lowbit.recipe.plan import Plan
 
@@ -88,7 +88,7 @@ def make(source: Source, plan: Plan, work: Path, tokens: Tensor | None, reading:
 
 def _find(source: Source, method: Prefixing, outer: Any, tokens: Tensor, reading: Reading, kept: Path) -> None:
     """Choose the tokens, and write them and their hidden states."""
-    tokenizer = tokenizer_of(source.folder.path)
+    tokenizer = source.tokenizer
     begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     reach: list[Tensor] = []
     hidden, kwargs = outer.enter(tokens), outer.kwargs(tokens.shape[1])

@@ -30,7 +30,7 @@ from lowbit.pipeline.job import Job
 from lowbit.pipeline.progress import Progress, Silent
 from lowbit.pipeline.reading import Reading
 from lowbit.pipeline.request import Request, Result
-from lowbit.pipeline.source import Source, tokenizer_of
+from lowbit.pipeline.source import Source
 from lowbit.pipeline.stream import first
 from lowbit.pipeline.writer import Writer
 from lowbit.recipe import Recipe, allotment
@@ -101,7 +101,7 @@ class Run:
         self.admit(result)
         if self.request.dry_run:
             return result
-        tokenizer_of(self.source.folder.path)  # the closing check reads text: better no run than none at its end
+        self.source.tokenizer  # noqa: B018  # the closing check reads text: better no run than none at its end
         self.out.parent.mkdir(parents=True, exist_ok=True)
         tokens = self.calibration() if self.plan.needs_data else None
         if tokens is not None:
@@ -147,11 +147,10 @@ class Run:
 
     def calibration(self) -> text.Windows:
         """The calibration windows."""
-        name, folder = self.request.calibration, self.source.folder.path
-        tokenizer = tokenizer_of(folder)
+        name, tokenizer = self.request.calibration, self.source.tokenizer
 
         def write(count: int) -> text.Windows:
-            model = load(folder, device=self.device)
+            model = load(self.source.folder.path, device=self.device)
             return text.generated(model, tokenizer, self.length, count, self.request.seed)
 
         found = text.calibration(name, tokenizer, self.length, self.samples, write)

@@ -103,6 +103,11 @@ class Source:
         """The configuration of the language model (of wrappers with an eye, the part that is one)."""
         return self.config.get_text_config()
 
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer. Raises CheckpointError when there is none."""
+        return tokenizer_of(self.folder.path)
+
     @property
     def context(self) -> int:
         """Tokens that the model's context holds."""
