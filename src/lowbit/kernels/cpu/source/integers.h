@@ -20,8 +20,6 @@ struct Matrix {
 constexpr int TILE = 16, CHUNK = 32;
 /// Rows are padded to whole panels.
 constexpr int PANEL = 64, TILES = PANEL / TILE;
-/// Bytes of codes that are asked for ahead, across the ends of panels.
-constexpr int64_t AHEAD = 8192;
 
 /// Moved to the left, or to the right if negative.
 INLINE inline Reg moved(Reg v, int bits) { return bits > 0 ? left(v, bits) : bits < 0 ? right(v, -bits) : v; }

@@ -130,8 +130,6 @@ template <int KIND> int64_t likeliest(Row<KIND> logits, int64_t n) {
 template <int KIND> void plain(const char *x, const char *weight, const char *bias, char *y, int64_t n, int64_t start, int64_t stop) {
   constexpr int64_t SIZE = KIND == FLOAT32 ? 4 : 2;
   constexpr int TOGETHER = 4;
-  /// Bytes that are asked for ahead: what the processor asks for by itself ends with each page.
-  constexpr int64_t AHEAD = 8192;
   const auto at = [](const char *p, int64_t i) INLINE { return KIND == FLOAT32 ? load((const float *)p + i) : halves((const uint16_t *)p + i); };
   for (int64_t row = start; row < stop; row++) {
     const char *w = weight + row * n * SIZE;

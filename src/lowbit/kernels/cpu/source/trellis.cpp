@@ -89,7 +89,7 @@ template <int RULE, int BITS> struct Code {
     word[count] = load(before);
     for (int turn = 0; turn < turns; turn++, p += 64 * count) {
       word[0] = word[count];
-      EACH(i, count) word[i + 1] = load(p + 64 * i);
+      EACH(i, count) word[i + 1] = load(p + 64 * i), _mm_prefetch((const char *)p + 64 * i + AHEAD, _MM_HINT_T1);
       each<places / values>([&](auto step) INLINE {
         constexpr int end = (step + 1) * BITS, rest = end % 16;
         Ints states = word[(end + 15) / 16];

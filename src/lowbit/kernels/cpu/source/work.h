@@ -12,6 +12,9 @@
 
 namespace {
 
+/// Bytes of a matrix that are asked for ahead: what the processor asks for by itself ends with each page.
+constexpr int64_t AHEAD = 8192;
+
 /// How floats are stored. Numbers known to Python (_library.py).
 enum Kind { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2 };
 
