@@ -88,7 +88,7 @@ def test_other_dtypes_run_on_a_prepared_layer() -> None:
     assert layer(torch.randn(0, 256)).shape == (0, 128)
 
 
-@pytest.mark.parametrize("text", [*TEXTS, "int4-g128-asym"])
+@pytest.mark.parametrize("text", [*TEXTS, "int4-g128-asym", "trellis2-plain"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_what_is_looked_up_once_changes_nothing(text: str, dtype: torch.dtype) -> None:
     """Of x in slices, of no and of many tokens, in another dtype; after a move; in a copy. x that does not fit is refused."""

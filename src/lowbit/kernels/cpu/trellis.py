@@ -30,6 +30,7 @@ from lowbit.kernels.cpu import _build
 
 RANK = 18
 DECODE_TOKENS = {torch.bfloat16: 16, torch.float32: 4}
+FEW, ARGUMENTS = "lowbit_trellis", "ppiiiipiipii"
 TEAM, TILES = 4, "lowbit_trellis_tiles"
 """From more than TEAM bfloat16 tokens on matrix registers multiply decoded tiles, where there are any."""
 PANEL = 1 << 21
@@ -93,8 +94,13 @@ def linear(x: Tensor, prepared: dict[str, Tensor], format: Format, shape: tuple[
 
 
 def bound(prepared: dict[str, Tensor], format: Format, shape: tuple[int, int]) -> _build.Bound:
+    matrix = _matrix(prepared["words"], prepared["scale"], format, shape)
+
     def product(x: Tensor, y: Tensor, tokens: int) -> None:
-        _product(x.view(tokens, -1), y.view(tokens, -1), prepared, format, shape)
+        if tokens > TEAM:
+            return _product(x.view(tokens, -1), y.view(tokens, -1), prepared, format, shape)
+        run, where = _build.function(FEW, ARGUMENTS, prepared), (_build.address(x), _build.address(y))
+        run(*where, _build.KINDS[x.dtype], tokens, *matrix, _build.threads(shape[0] * shape[1]))
 
     return _build.bound(product, shape)
 
@@ -102,8 +108,8 @@ def bound(prepared: dict[str, Tensor], format: Format, shape: tuple[int, int]) -
 def _product(x: Tensor, y: Tensor, prepared: Parts, format: Format, shape: tuple[int, int]) -> None:
     words, scale = prepared["words"], prepared["scale"]
     if x.shape[0] > TEAM and x.dtype == torch.bfloat16 and _build.has(TILES):
-        run = _build.function(TILES, "ppiiipiipii")
-        run(_build.address(x), _build.address(y), x.shape[0], *shape, *_matrix(words, scale, format, shape))
+        run, threads = _build.function(TILES, "ppiiipiipii"), _build.threads(shape[0] * shape[1])
+        run(_build.address(x), _build.address(y), x.shape[0], *_matrix(words, scale, format, shape), threads)
         return
     if x.shape[0] <= DECODE_TOKENS[x.dtype]:
         _call(x, y, words, scale, format, shape)
@@ -120,12 +126,11 @@ def _product(x: Tensor, y: Tensor, prepared: Parts, format: Format, shape: tuple
 
 
 def _call(x: Tensor | None, y: Tensor, words: Tensor, scale: Tensor, format: Format, shape: tuple[int, int]) -> None:
-    run = _build.function("lowbit_trellis", "ppiiiipiipii")
-    tokens = 0 if x is None else x.shape[0]
-    run(_build.address(x), _build.address(y), _build.KINDS[y.dtype], tokens, *shape, *_matrix(words, scale, format, shape))
+    run, threads = _build.function(FEW, ARGUMENTS), _build.threads(shape[0] * shape[1])
+    where = _build.address(x), _build.address(y)
+    run(*where, _build.KINDS[y.dtype], 0 if x is None else x.shape[0], *_matrix(words, scale, format, shape), threads)
 
 
 def _matrix(words: Tensor, scale: Tensor, format: Format, shape: tuple[int, int]) -> tuple[int | None, ...]:
     """What the C++ is told of a matrix."""
-    told = _build.address(words), _rule(format), int(format.dtype.bits), _build.address(scale), int(len(scale) == 1)
-    return *told, _build.threads(shape[0] * shape[1])
+    return *shape, _build.address(words), _rule(format), int(format.dtype.bits), _build.address(scale), int(len(scale) == 1)
