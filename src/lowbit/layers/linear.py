@@ -66,7 +66,7 @@ class QuantizedLinear(nn.Module):
     @activation.setter
     def activation(self, activation: Activation | None) -> None:
         self._buffers.pop(self._activation.stored if self._activation else "", None)
-        self._activation = activation
+        self._activation, self._bound = activation, None
         if activation is not None and activation.stored:
             device = packing.device_of(self.stored())
             scale, empty = activation.stored_scale(device), torch.empty(activation.scales(self.in_features), device=device)
