@@ -72,17 +72,21 @@ def test_products_of_many_tokens(
     assert float(error.max()) < (4e-3 if dtype == torch.bfloat16 else 6e-4) + (2e-3 if element == "e4m3" else 0)
 
 
-def test_products_of_many_tokens_in_a_graph() -> None:
+@pytest.mark.parametrize("text", ["int8-row", "fp8-row", "int4-g128"])
+def test_products_of_many_tokens_in_a_graph(text: str) -> None:
     """Rounding and product again and again, each of which begins before the one before has ended."""
-    _, _, prepared, _ = many("int8", 65, 4096, 4096)
-    format, activation = formats.parse("int8-row"), Activation(formats.parse("int8-token"))
-    x = torch.randn(700, 4096, device="cuda").bfloat16()
-    call = lambda: byte_act.rounded(x, prepared, format, (4096, 4096), activation)  # noqa: E731
+    format, activation = formats.parse(text), acting.parse("fp8-token" if text == "fp8-row" else "int8-token")
+    kernel = int4_act if text.startswith("int4") else byte_act
+    q = format.fit(torch.randn(4096, 4096, device="cuda"), search=False).quantize(torch.randn(4096, 4096, device="cuda"))
+    packed, parts = packing.split(format, packing.pack(q), q.shape)
+    prepared = kernel.prepare(format, packed, parts, q.shape)
+    x = torch.randn(1024, 4096, device="cuda").bfloat16()
+    call = lambda: kernel.rounded(x, prepared, format, (4096, 4096), activation)  # noqa: E731
     call()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         found = [call() for _ in range(4)]
-    x.copy_(torch.randn(700, 4096, device="cuda"))
+    x.copy_(torch.randn(1024, 4096, device="cuda"))
     graph.replay()
     torch.cuda.synchronize()
     wanted = call()
@@ -97,7 +101,7 @@ def test_products_of_nibbles(text: str, shape: tuple[int, int]) -> None:
     assert not int4_act.takes(activation, format, shape, q.codes.device)
     packed, parts = packing.split(format, packing.pack(q), shape)
     prepared, exact = int4_act.prepare(format, packed, parts, shape), q.decode().double()
-    for tokens in (1, 2, 8, 9, 16, 17, 64, 65, 300):
+    for tokens in (1, 2, 8, 9, 16, 17, 64, 65, 300, 1500):
         x = torch.randn(tokens, shape[1], device="cuda").bfloat16()
         x[0, 3] = 30
         codes, scale = acting.quantize(x, activation)
@@ -124,6 +128,18 @@ def test_products_of_blocks(shape: tuple[int, int]) -> None:
         wanted = acting.fake(x.float(), activation).double() @ exact.T
         error = float((byte_act.rounded(x, prepared, format, shape, activation).double() - wanted).norm() / wanted.norm())
         assert error < (4e-3 if tokens <= 64 else 6e-3), (tokens, error)
+
+
+@pytest.mark.parametrize("text", ["int8-token", "fp8-token", "fp8-g128"])
+def test_rounded_inputs(text: str) -> None:
+    """To the bit what the law gives, in one launch."""
+    activation = acting.parse(text)
+    kind, grouped = byte_act.ELEMENTS[activation.format.element], activation.format.group[1] == 128
+    for tokens, inputs, dtype in ((70, 4096, torch.bfloat16), (700, 14336, torch.float16), (3000, 1280, torch.bfloat16)):
+        x = torch.randn(tokens, inputs, device="cuda").to(dtype)
+        x[0, 3], x[1] = 30, 0
+        found, _ = _activations.quantize(x, kind, grouped=grouped, decoded=True)
+        assert torch.equal(found, acting.fake(x, activation))
 
 
 @pytest.mark.parametrize(("inputs", "size"), [(4096, 4096), (4096, 128), (14336, 14336), (11008, 64), (1024, 0)])

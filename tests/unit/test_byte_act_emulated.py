@@ -92,6 +92,31 @@ def test_activations_cu(element: str, inputs: int, dtype: torch.dtype, size: int
     assert same.float().mean() > (0.995 if size else 0.9999), same.float().mean()
 
 
+@pytest.mark.usefixtures("emulated")
+@pytest.mark.parametrize(("text", "dtype"), [
+    ("int8-token", torch.bfloat16), ("int8-token", torch.float16), ("fp8-token", torch.float16), ("fp8-g128", torch.bfloat16),
+])  # fmt: skip
+def test_x_is_rounded_and_decoded_at_once(text: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    activation = acting.parse(f"{text}-clip0.9")
+    x = (torch.randn(5, 640) * (1 + torch.arange(640) // 128)).to(dtype)
+    x[1, 7], x[2] = 30, 0
+    kind = byte_act.ELEMENTS[activation.format.element]
+    found, _ = _activations.quantize(x, kind, activation.clip, grouped=activation.format.group[1] == 128, decoded=True)
+    assert found.dtype == dtype and torch.equal(found, acting.fake(x, activation))
+
+
+@pytest.mark.usefixtures("emulated")
+def test_many_tokens_times_nibbles_are_a_product_of_rounded_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    monkeypatch.setattr(int4_act._fragments, "linear", lambda x, *a: x @ q.decode().to(x.dtype).T)
+    activation = acting.parse("int8-token")
+    q = formats.parse("int4-g128").fit(torch.randn(32, 256), search=False).quantize(torch.randn(32, 256))
+    x = torch.randn(65, 256).bfloat16()
+    found = int4_act.rounded(x, laid(int4_act, q), q.format, q.shape, activation)
+    assert torch.equal(found, acting.fake(x, activation) @ q.decode().bfloat16().T)
+
+
 def laid(kernel: Any, q: formats.Quantized) -> dict[str, Tensor]:
     """A matrix as a kernel reads it, from which what was stored comes back."""
     packed, parts = packing.split(q.format, packing.pack(q), q.shape)

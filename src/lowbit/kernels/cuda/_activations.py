@@ -1,6 +1,7 @@
 """_activations - rows of x to int8 or float8 and a scale a row in one launch, turned first if wanted (activations.cu).
 
-In / Out  x [tokens, inputs] bfloat16 or float16 -> codes [tokens, inputs] int8 or float8 e4m3, scale float32 [tokens].
+In / Out  x [tokens, inputs] bfloat16 or float16 -> codes [tokens, inputs] int8 or float8 e4m3, scale float32 [tokens]; or x
+          rounded to them.
 Idea      A block has a row in its registers: read once, written once. The butterflies cost shuffles and a few passes through
           shared memory, so that turning costs little beside the launch.
 Source    Kronecker's order of the factors is that of lowbit.sides._hadamard, the law of the codes lowbit.kernels.activation.
@@ -50,15 +51,18 @@ def quantize(
     size: int = 0,
     factors: Tensor | None = None,
     grouped: bool = False,
+    decoded: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Codes and scales of x [tokens, inputs]. size: of Hadamard blocks (0: none). factors float16 [inputs]: come before it.
 
     ordered: 0 as they come; 1: within each 64 columns codes stand as linear.cu reads rows of bytes, inputs a multiple of 64; 2:
     within each 16 as it reads 4-bit codes (byte k of the first eight, byte k of the others, and so on).
     grouped: a scale for each 128 inputs of a token, [inputs / 128, tokens]; inputs a multiple of that.
+    decoded: codes times scales in x's type, which is what `fake` gives, instead of codes.
     """
     tokens, inputs = x.shape
-    codes = torch.empty(tokens, inputs, dtype=torch.int8 if kind == INT8 else torch.float8_e4m3fn, device=x.device)
+    dtype = x.dtype if decoded else torch.int8 if kind == INT8 else torch.float8_e4m3fn
+    codes = torch.empty(tokens, inputs, dtype=dtype, device=x.device)
     scale = torch.empty((inputs // 128, tokens) if grouped else tokens, dtype=torch.float32, device=x.device)
     twos, odd, matrix = _parts(size, x.device)
     threads, shared = block(tokens, inputs, twos > 8 or odd > 1)
@@ -66,6 +70,7 @@ def quantize(
         ("HALF", int(x.dtype == torch.float16)), ("NT", 0), ("ACT", kind), ("THREADS", threads),
         ("VECTORS", vectors(inputs, threads)), ("TWOS", twos), ("ODD", odd),
         ("SIGNED", int(factors is not None)), ("GROUPED", int(grouped)), ("ORDERED", ordered),
+        ("DECODED", int(decoded)),
     )  # fmt: skip
     kernel = _build.kernel("activations.cu", "quantize", macros, x.device.index or 0)
     pointers = map(_product.address, (x.contiguous(), codes, scale, factors, matrix))

@@ -1,4 +1,5 @@
-// activations.cu - rows of x -> bytes and a scale a row, behind a Hadamard matrix where one is asked for; one block a row.
+// activations.cu - rows of x -> bytes and a scale a row, or what both stand for, behind a Hadamard matrix where one is asked for;
+// one block a row.
 //
 // Element i of a row: bits 0 .. 2 of i lie in a thread (16 bytes of x), 3 .. 7 over the lanes, the rest over warps and vectors.
 // Butterflies of the lowest eight bits need registers and shuffles, those above go through shared memory, four bits a pass;
@@ -6,7 +7,8 @@
 //
 // Compiled with HALF 0 bfloat16 | 1 float16 (type of x), NT 0, ACT 1 int8 | 2 float8 e4m3, THREADS, VECTORS of 8 a thread,
 // TWOS (log2 of the power of two in the order; 0: no Hadamard), ODD (the other factor of the order), SIGNED (x times factors first),
-// GROUPED (1: a scale for 128 columns of a row, n a multiple of that), ORDERED (0: codes as they come | 1, 2: in the order of linear.cu's operands, for rows of bytes and for 4-bit codes).
+// GROUPED (1: a scale for 128 columns of a row, n a multiple of that), ORDERED (0: codes as they come | 1, 2: in the order of
+// linear.cu's operands, for rows of bytes and for 4-bit codes), DECODED (1: bytes times scales in the type of x instead of bytes).
 
 constexpr int ROOM = 32;                                     // floats of shared memory that the warps' maxima take
 constexpr int WARPS = THREADS / 32;
@@ -93,7 +95,11 @@ INLINE float greatest(float most, float* room) {
 
 INLINE float step_of(float most) { return most > 0.f ? divided(most, ACT == 1 ? 127.5f : 448.f) : 1.f; }
 
-// grid (rows). x [rows, n] -> codes [rows, n], scale [rows], GROUPED: [n / 128, rows]. n a multiple of 8. share: of the maximum that the range covers.
+INLINE float value_of_code(u32 code) {                       // of e4m3, the bits of a half 256 times as small
+    return ACT == 1 ? (float)(signed char)code : half_value((code & 128) << 8 | (code & 127) << 7) * 256.f;
+}
+
+// grid (rows). x [rows, n] -> codes [rows, n] (DECODED: of the type of x), scale [rows], GROUPED: [n / 128, rows]. n a multiple of 8. share: of the maximum that the range covers.
 // factors float16 [n]; matrix float32 [ODD, ODD]; unit: what Hadamard's sums are multiplied by.
 extern "C" __global__ void __launch_bounds__(THREADS) quantize(const u8* x, u8* codes, float* scale, const u16* factors,
                                                                const float* matrix, int n, int share_bits, int unit_bits) {
@@ -155,11 +161,19 @@ extern "C" __global__ void __launch_bounds__(THREADS) quantize(const u8* x, u8* 
             step = step_of(most * share), inverse = divided(1.f, step);
             if (lane % 16 == 0 && at < n) scale[(size_t)(at / 128) * gridDim.x + blockIdx.x] = step;
         }
-        u32 words[2] = {0, 0};                               // bytes 0 .. 3 and 4 .. 7
+        u32 words[2] = {0, 0}, code[8];                      // bytes 0 .. 3 and 4 .. 7
 #pragma unroll
         for (int i = 0; i < 8; i++) {
             const float near = v[k][i] * inverse, number = fmaf(fmaf(-near, step, v[k][i]), inverse, near); // v / step, rounded
-            words[i / 4] |= (ACT == 1 ? int8_of(number) : e4m3_of(number)) << (i % 4 * 8);
+            code[i] = ACT == 1 ? int8_of(number) : e4m3_of(number);
+            words[i / 4] |= code[i] << (i % 4 * 8);
+        }
+        if (DECODED) {
+            u32 pairs[4];
+#pragma unroll
+            for (int i = 0; i < 4; i++) pairs[i] = pair_of_halves(value_of_code(code[2 * i]) * step, value_of_code(code[2 * i + 1]) * step);
+            if (at < n) *(uint4*)(codes + ((size_t)blockIdx.x * n + at) * 2) = uint4{pairs[0], pairs[1], pairs[2], pairs[3]};
+            continue;
         }
         u8* to = codes + (size_t)blockIdx.x * n;
         if (ORDERED == 2) {                                  // of 16 bytes k and 8 + k go to 2k and 2k + 1: two threads' bytes in turn

@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 
 from lowbit.formats import Format, Parts
-from lowbit.kernels import activation as acting
 from lowbit.kernels import packing
 from lowbit.kernels.activation import Activation
 from lowbit.kernels.cuda import _activations, _build, _bytes, _product
@@ -178,4 +177,5 @@ def _few_in_blocks(x: Tensor, prepared: dict[str, Tensor], shape: tuple[int, int
 def _many_in_blocks(x: Tensor, prepared: dict[str, Tensor], shape: tuple[int, int], activation: Activation) -> Tensor:
     scale = _blocks(prepared, shape).to(x.dtype)[:, None, :, None]
     w = prepared["low"].to(x.dtype).view(-1, BLOCK, shape[1] // BLOCK, BLOCK).mul_(scale).view(shape)
-    return torch.nn.functional.linear(acting.fake(x, activation), w)
+    values, _ = _activations.quantize(x, E4M3, activation.clip, grouped=True, decoded=True)
+    return torch.nn.functional.linear(values, w)

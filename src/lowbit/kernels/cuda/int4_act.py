@@ -3,8 +3,8 @@
 In / Out  x [tokens, in] -> found scales and codes in one launch (activations.cu), the product in a second that begins early.
 Idea      The words are those of cuda.linear: of a word's bytes the lower nibbles are four weights of one row, the upper ones
           of another, so that one shift and two instructions make operands of eight weights, 16 times as large and signed. What
-          changes its place is x. Sums of a group are whole numbers; they are scaled as they leave it. More tokens: cuda.linear
-          on rounded x, since decoding costs less than scaling sums of groups.
+          changes its place is x. Sums of a group are whole numbers; they are scaled as they leave it. More tokens: x is
+          rounded and decoded in one launch, and cuda.linear runs on it: decoding costs less than scaling sums of groups.
 Source    QServe (2405.04532) for scaling behind the sum of a group; layout and kernel are our own.
 Traps     Two chunks of 128 columns are one here: inputs are a multiple of 256.
 """
@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from lowbit.formats import Format
-from lowbit.kernels import activation as acting
 from lowbit.kernels.activation import Activation
 from lowbit.kernels.cuda import _activations, _build, _fragments, _product
 from lowbit.kernels.cuda._activations import INT8
@@ -60,7 +59,8 @@ def rounded(x: Tensor, prepared: dict[str, Tensor], format: Format, shape: tuple
     if dtype not in {torch.bfloat16, torch.float16}:
         x = x.to(torch.bfloat16)
     if x.shape[0] > _product.DECODE_TOKENS:
-        return _fragments.linear(acting.fake(x, activation), prepared, format, shape).to(dtype)
+        values, _ = _activations.quantize(x, INT8, activation.clip, decoded=True)
+        return _fragments.linear(values, prepared, format, shape).to(dtype)
     codes, scale = _activations.quantize(x, INT8, activation.clip, ordered=FOR_NIBBLES)
     y = torch.empty(x.shape[0], shape[0], dtype=x.dtype, device=x.device)
     _product.launch(codes, prepared, y, kind(format), (shape[0], shape[1] // 2), beside=scale)
