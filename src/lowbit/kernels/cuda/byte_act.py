@@ -73,15 +73,16 @@ def refusal(activation: Activation, format: Format, shape: tuple[int, int]) -> s
 
 def prepare(format: Format, packed: Tensor, parts: Parts, shape: tuple[int, int]) -> dict[str, Tensor]:
     """Bytes row by row, and scales as linear.cu reads them: [tiles, 8, 2], rows r and r + 8 beside each other; in blocks
-    [tiles, chunks, 2, 8, 2]."""
+    [tiles, chunks, 2, 8, 2]. Float8: those of rows in float32 too, as the vendor's product reads them."""
     codes = packing.codes(format, packed, shape)
     low = (codes ^ 128).view(torch.int8) if format.element == "int8" else codes.view(torch.float8_e4m3fn)
     if _in_blocks(format):
         blocks = parts["scale"].to(torch.bfloat16).repeat_interleave(BLOCK // 16, 0)
         pairs = torch.nn.functional.pad(blocks, (0, blocks.shape[1] % 2)).view(len(blocks), -1, 2, 1, 1)
         return {"low": low, "meta": pairs.expand(-1, -1, -1, 8, 2).contiguous().view(torch.int16)}
-    scale = parts["scale"].to(torch.bfloat16).view(-1, 2, 8).transpose(1, 2).contiguous()
-    return {"low": low, "meta": scale.view(torch.int16)}
+    scale = parts["scale"].to(torch.bfloat16)
+    prepared = {"low": low, "meta": scale.view(-1, 2, 8).transpose(1, 2).contiguous().view(torch.int16)}
+    return prepared if format.element == "int8" else {**prepared, "wide": scale.float().view(1, -1)}
 
 
 def restore(prepared: dict[str, Tensor], format: Format, shape: tuple[int, int]) -> tuple[Tensor, Parts]:
@@ -161,9 +162,8 @@ def _own(
 def _vendors(
     codes: Tensor, scale: Tensor, prepared: dict[str, Tensor], kind: int, shape: tuple[int, int], dtype: torch.dtype
 ) -> Tensor:
-    w, own = prepared["low"].t(), _scale(prepared).float()[None]
-    inside = shape[1] <= SUMS_INSIDE
-    y: Tensor = torch._scaled_mm(codes, w, scale[:, None], own, out_dtype=torch.bfloat16, use_fast_accum=inside)
+    w, inside = prepared["low"].t(), shape[1] <= SUMS_INSIDE
+    y: Tensor = torch._scaled_mm(codes, w, scale[:, None], prepared["wide"], out_dtype=torch.bfloat16, use_fast_accum=inside)
     return y.to(dtype)
 
 
