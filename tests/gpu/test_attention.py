@@ -25,11 +25,11 @@ def stored(bits: int, pages: int, heads: int, page: int, width: int) -> tuple[Si
     return Side(codes, scale, bits, zero), (parts.double() - zero.double()[..., None]) * scale.double()[..., None]
 
 
-@pytest.mark.parametrize("bits", [2, 4, 8, FLOAT8])
+@pytest.mark.parametrize("bits", [(2, 2), (4, 4), (8, 8), (FLOAT8, FLOAT8), (8, 4), (4, 2)])
 @pytest.mark.parametrize(("sequences", "heads", "group", "tokens"), [(1, 8, 4, 20008), (3, 2, 1, 776), (5, 1, 8, 64)])
-def test_long_pasts(bits: int, sequences: int, heads: int, group: int, tokens: int) -> None:
-    keys, k = stored(bits, sequences, heads, tokens, 128)
-    values, v = stored(bits, sequences, heads, tokens, 128)
+def test_long_pasts(bits: tuple[int, int], sequences: int, heads: int, group: int, tokens: int) -> None:
+    keys, k = stored(bits[0], sequences, heads, tokens, 128)
+    values, v = stored(bits[1], sequences, heads, tokens, 128)
     q = torch.randn(sequences, heads * group, 128, device="cuda").bfloat16() * 2
     wanted = (q.double().view(sequences, heads, group, 128) @ k.transpose(2, 3) * 128**-0.5).softmax(-1) @ v
     for _ in range(2):
@@ -38,6 +38,25 @@ def test_long_pasts(bits: int, sequences: int, heads: int, group: int, tokens: i
         found = _attention.attend(q, keys, values, 128**-0.5)
         error = float((found.double().view(wanted.shape) - wanted).norm() / wanted.norm())
         assert error < 4e-3, error
+
+
+@pytest.mark.parametrize("page", [16, 64, 1024])
+@pytest.mark.parametrize("bits", [2, 4, 8, FLOAT8])
+def test_pages_in_any_order(bits: int, page: int) -> None:
+    sequences, heads, tokens = 3, 2, 9216
+    order = torch.randperm(sequences * tokens // page, device="cuda")
+
+    def in_pages(x: torch.Tensor) -> torch.Tensor:
+        pages = x.unflatten(2, (-1, page)).transpose(1, 2).flatten(0, 1)
+        pool = torch.empty_like(pages)
+        pool[order] = pages
+        return pool
+
+    whole = [stored(bits, sequences, heads, tokens, 128)[0] for _ in range(2)]
+    paged = [Side(in_pages(s.codes), in_pages(s.scale), bits, None if s.zero is None else in_pages(s.zero)) for s in whole]
+    q = torch.randn(sequences, heads * 4, 128, device="cuda").bfloat16() * 2
+    found = _attention.attend(q, *paged, 0.1, table=order.int().view(sequences, -1).contiguous())
+    assert torch.equal(found, _attention.attend(q, *whole, 0.1))
 
 
 def test_in_a_cuda_graph() -> None:

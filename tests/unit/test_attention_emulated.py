@@ -35,7 +35,7 @@ class Emulated:
         self._run = on_cpu.compiled(folder, "attention.cu", macros, ENTRY).run_attend
 
     def launch(self, grid: tuple[int, int, int], threads: int, arguments: tuple[int, ...], shared: int, overlap: bool) -> None:
-        assert shared <= 227 << 10 and threads == 32 * _attention.WARPS
+        assert shared <= 227 << 10 and threads == _attention.threads()
         self._run(*grid, *(ctypes.c_void_p(a) if isinstance(a, _attention.Pointer) else a for a in arguments))
 
 
@@ -81,9 +81,11 @@ def test_attention_cu(
     paged: bool,
 ) -> None:  # fmt: skip
     torch.manual_seed(key_bits + width)
-    monkeypatch.setattr(_attention, "WARPS", 2)
+    for name, value in {"WARPS": 4, "TEAMS": 2, "ROOM": 20000, "BATCHED": 128}.items():
+        monkeypatch.setattr(_attention, name, value)
     monkeypatch.setattr(_attention, "_processors", lambda device: 4)
     _attention._known.cache_clear()
+    _attention.ring_of.cache_clear()
     monkeypatch.setattr(_attention._build, "kernel", lambda file, function, macros, device: Emulated(tmp_path, dict(macros)))
     heads, page, pages = 2, 16 if paged else 160, 20 if paged else 2
     counts = torch.tensor([[4, 152, 11], [2, 77, 0]], dtype=torch.int32)
@@ -110,6 +112,7 @@ def test_attention_cu(
         assert error < (4e-3 if dtype == torch.bfloat16 else 1e-3), (n, error)
     assert not _attention._build.counters(q.device, 4).any()
     _attention._known.cache_clear()
+    _attention.ring_of.cache_clear()
 
 
 def test_what_does_not_fit_is_told() -> None:

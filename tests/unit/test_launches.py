@@ -61,17 +61,16 @@ def test_products(name: str) -> None:
 
 def test_attention() -> None:
     bits = (2, 4, 8, _attention.FLOAT8)
-    sizes = itertools.product(bits, bits, _attention.WIDTHS, (0, 16, 32, 64, 4096))
-    for keys, values, width, page in sizes:
+    for keys, values, width in itertools.product(bits, bits, _attention.WIDTHS):
         if _attention.unfit(torch.bfloat16, width, (8, 8), (keys, values)):
             continue
-        tiles = _attention.tiles_of(keys, values, page)
-        shared = _attention.shared_bytes(keys, values, width, tiles)
+        ring = _attention.ring_of(keys, values, width)
+        assert ring.depth > _attention.TEAMS and ring.depth % _attention.TEAMS == 0 and ring.batch * ring.tokens % 8 == 0
         for pairs, tokens in itertools.product((1, 3, 8, 64, 132, 133, 2048), (0, 8, 16, 776, 4096, 32768, 131072)):
-            splits, span = _attention.spans(pairs, tokens, 16 * tiles, 132)
-            place = (keys, values, width, page, pairs, tokens)
+            splits, span = _attention.spans(pairs, tokens, ring.tokens, 132)
+            place = (keys, values, width, pairs, tokens)
             assert splits * span >= tokens and (splits - 1) * span < max(tokens, 1), place
-            assert not _build.impossible((splits + (tokens == 0), pairs, 1), 32 * _attention.WARPS, shared), place
+            assert not _build.impossible((splits + (tokens == 0), pairs, 1), _attention.threads(), ring.bytes + 256), place
 
 
 def test_rounding_of_inputs_and_search_of_codes() -> None:

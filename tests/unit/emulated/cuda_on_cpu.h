@@ -54,7 +54,7 @@ struct Wide { Sum (*d)[4]; Sum old[64][4]; u32 a[4]; u32 x; int more; u32 rows; 
 constexpr u32 IN_REGISTERS = ~0u;
 struct Warp { Barrier barrier; u32 words[32][8]; };
 struct Phase { int arrivals, left, bytes, number; };
-struct Block { std::vector<u8> memory; Barrier barrier; std::vector<Warp> warps; std::map<u32, Phase> phases; };
+struct Block { std::vector<u8> memory; Barrier barrier, some; std::vector<Warp> warps; std::map<u32, Phase> phases; };
 struct Thread {
     ucontext_t context;
     std::unique_ptr<char[]> stack;
@@ -91,6 +91,7 @@ static int lane_of() { return current->index.x % 32; }
 static int warp_index() { return current->index.x / 32; }
 static bool elected() { return lane_of() == 0; }
 static Warp& warp_of() { return current->block->warps[current->index.x / 32]; }
+static void meet_some(int threads) { current->block->some.size = threads, meet(current->block->some); }
 static void __syncthreads() { meet(current->block->barrier); }
 static void __syncwarp() { meet(warp_of().barrier); }
 static void let_the_next_kernel_start() {}
@@ -167,6 +168,7 @@ static u32 e4m3_of(float v) {
     return (u32)((exponent + 6) * 8 + units) | (v < 0 ? 128 : 0);
 }
 static float power_of_2(float v) { return exp2f(v); }
+static u32 kept(u32 v) { return v; }
 
 // ---- between lanes and blocks
 template <class F>
@@ -298,6 +300,7 @@ static void arrive_at(u32 barrier) {
     if (p.left < 0) fprintf(stderr, "barrier %u: too many arrivals\n", barrier), abort();
     told(p);
 }
+static void arrive_after_copies(u32 barrier) { wait_for_copies(), arrive_at(barrier); }
 static void send16(u32 to, uint4 v, u32 barrier, int block) {
     at_address(to, 16);
     memcpy((*cluster)[block].memory.data() + to, &v, 16);

@@ -3,7 +3,8 @@
 In / Out  q [sequences, heads, width] -> [sequences, heads, width] = softmax(scale * q K.T) V over the first `lengths` tokens.
 Idea      The codes are the left operands of both products and become halves by one to two instructions each; up to 8 heads
           that share keys are the right operand. Scales and zeros of keys go to the scores, those of values to the weights.
-          The past is cut into `splits` spans; the last block of a head to arrive adds the parts in their order.
+          The past is cut into `splits` spans; the last block of a head to arrive adds the parts in their order. Two warps of
+          a block bring keys and values in few large copies; the others find them in shared memory as they lay in the store.
 Source    FlashDecoding for the split, FlashAttention-4 for following the maximum loosely; layout and products are our own.
 Traps     Weights are float16 times the scales of values: those must stay below 255 and their product above 1e-7 to count.
           Zeros and scales are bfloat16, pages hold a multiple of 8 tokens, behind a table a power of 2 from 16 on.
@@ -26,8 +27,9 @@ PAGES = tuple(1 << n for n in range(4, 16))
 GROUP = 8
 """Heads that share keys at most."""
 LOG2E = 1.4426950408889634
-WARPS, DEPTH, BLOCKS, WAVES = 16, 2, 1, 1
-"""Warps of a block, tiles in a warp's ring, blocks that fit on a multiprocessor, and how often these are replaced."""
+WARPS, TEAMS, ROOM, BATCHED = 12, 3, 192 << 10, 512
+"""Warps of a block that multiply, teams of them that take stages of the ring in turn, bytes of codes in the ring, and tokens
+whose scales come at once."""
 
 
 @dataclass(frozen=True)
@@ -102,12 +104,12 @@ def attend(
     if reason:
         raise ShapeError(f"attention to packed keys: {reason}. Decode them first.")
     out, group, packed = torch.empty_like(q), heads // shared, page if table is None else page * table.shape[1]
-    tiles = tiles_of(keys.bits, values.bits, page if table is not None else 0)
-    splits, span = spans(sequences * shared, packed, 16 * tiles, _processors(q.device) * BLOCKS * WAVES)
+    ring = ring_of(keys.bits, values.bits, width)
+    splits, span = spans(sequences * shared, packed, ring.tokens, _processors(q.device))
     splits += plain is not None
     part = torch.empty(sequences * heads * splits * (width + 4), device=q.device)
     kernel = _build.kernel(
-        "attention.cu", "attend", _macros(q.dtype, width, keys, values, turned, plain is not None, tiles), q.device.index or 0
+        "attention.cu", "attend", _macros(q.dtype, width, keys, values, turned, plain is not None, ring), q.device.index or 0
     )
     floats = (None,) * 4 if plain is None else (*plain.first, *plain.last)
     tensors = (
@@ -118,23 +120,44 @@ def attend(
     pages = (page, page.bit_length() - 1, 0 if table is None else table.shape[1])
     numbers = (group, *pages, span, room[0], packed, room[1], _build.float_bits(scale * LOG2E))
     pointers = (Pointer(0 if t is None else t.data_ptr()) for t in tensors)
-    size = shared_bytes(keys.bits, values.bits, width, tiles)
-    kernel.launch((splits, shared, sequences), 32 * WARPS, (*pointers, *numbers), size, overlap=True)
+    kernel.launch((splits, shared, sequences), threads(), (*pointers, *numbers), ring.bytes, overlap=True)
     return out
 
 
-def spans(pairs: int, tokens: int, tile: int, places: int) -> tuple[int, int]:
+def threads() -> int:
+    """Of a block: two warps more bring keys and values."""
+    return 32 * (WARPS + 2)
+
+
+def spans(pairs: int, tokens: int, stage: int, places: int) -> tuple[int, int]:
     """Splits of each of `pairs` pasts of `tokens` tokens, and tokens of a split: as many as run at once, none smaller than a
-    tile a warp."""
-    wanted = max(1, min(places // pairs, -(-tokens // (tile * WARPS))))
-    span = max(1, -(-tokens // (wanted * tile))) * tile
+    stage a team."""
+    wanted = max(1, min(places // pairs, -(-tokens // (stage * TEAMS))))
+    span = max(1, -(-tokens // (wanted * stage))) * stage
     return -(-tokens // span), span
 
 
-def tiles_of(key_bits: int, value_bits: int, page: int) -> int:
-    """Tiles of 16 tokens that a warp takes at once: about 4 KB, within a page (0: all is one)."""
-    wanted = {8: 1, 4: 2, 2: 4}[max(key_bits or 8, value_bits or 8)]
-    return min(wanted, page // 16) if page else wanted
+@dataclass(frozen=True)
+class Ring:
+    """What a block keeps in shared memory: `depth` stages of `tokens` tokens of which a warp takes 16 * tiles; scales and zeros
+    of `batch` stages come at once. bytes: of all of it."""
+
+    tiles: int
+    tokens: int
+    depth: int
+    batch: int
+    bytes: int
+
+
+@functools.cache
+def ring_of(key_bits: int, value_bits: int, width: int) -> Ring:
+    tiles = {8: 1, 4: 2, 2: 4}[max(key_bits or 8, value_bits or 8)]
+    tokens = 16 * tiles * (WARPS // TEAMS)
+    stage = tokens * width * ((key_bits or 8) + (value_bits or 8)) // 8
+    depth, batch = ROOM // stage // TEAMS * TEAMS, max(1, BATCHED // tokens)
+    slots = (depth + batch - 2) // batch + 1
+    size = depth * (stage + 16) + slots * (8 * batch * tokens + 8) + 16 + 32 * width
+    return Ring(tiles, tokens, depth, batch, max(size, WARPS * 8 * (width + 4) * 4))  # the warps' parts lie there at the end
 
 
 @functools.cache
@@ -146,28 +169,23 @@ def _known(
     fixed: tuple[int, int],
     turned: tuple[bool, bool],
     plain: bool,
-    tiles: int,
+    ring: Ring,
 ) -> _build.Macros:
     values = {
         "HALF": 1, "NT": 0, "QUERY": int(dtype == torch.float16), "WIDTH": width, "KBITS": bits[0], "VBITS": bits[1],
         "KZERO": int(zeros[0]), "VZERO": int(zeros[1]), "KFIXED": fixed[0], "VFIXED": fixed[1],
         "KTURNED": int(turned[0]), "VTURNED": int(turned[1]),
-        "FLOATS": int(plain), "TILES": tiles, "WARPS": WARPS, "DEPTH": DEPTH,
+        "FLOATS": int(plain), "TILES": ring.tiles, "WARPS": WARPS, "TEAMS": TEAMS, "DEPTH": ring.depth,
+        "BATCH": ring.batch,
     }  # fmt: skip
     return tuple(values.items())
 
 
 def _macros(
-    dtype: torch.dtype, width: int, keys: Side, values: Side, turned: tuple[bool, bool], plain: bool, tiles: int
+    dtype: torch.dtype, width: int, keys: Side, values: Side, turned: tuple[bool, bool], plain: bool, ring: Ring
 ) -> _build.Macros:
     zeros = (keys.zero is not None, values.zero is not None)
-    return _known(dtype, width, (keys.bits, values.bits), zeros, (keys.fixed, values.fixed), turned, plain, tiles)
-
-
-def shared_bytes(key_bits: int, value_bits: int, width: int, tiles: int) -> int:
-    """Shared memory of a block: the rings with their barriers, and the heads of the query; later the warps' parts."""
-    stage = 16 * tiles * (width * ((key_bits or 8) + (value_bits or 8)) // 8 + 8)
-    return max(WARPS * DEPTH * (stage + 8) + 32 * width, WARPS * 8 * (width + 4) * 4)
+    return _known(dtype, width, (keys.bits, values.bits), zeros, (keys.fixed, values.fixed), turned, plain, ring)
 
 
 @functools.cache

@@ -1,55 +1,99 @@
 // attention.cu - a new token of each sequence attends to its packed past; see attention.py.
 //
-// A warp owns every WARPS-th part of TOKENS tokens of its block's span. Its codes come in bulk copies (Hopper) into a ring of its own,
-// a barrier a stage, and lie there as in memory; reads of values meet banks, which costs less than swizzling copies.
+// Two warps bring what a block reads, one keys and one values, into a ring of stages of MANY tokens: codes in bulk copies (Hopper), which one
+// lane asks for; scales and zeros for BATCH stages at once into a ring of their own, because many small bulk copies are what takes time.
+// TEAMS teams of warps take stages in turn, a team always the same ones (DEPTH is a multiple of TEAMS: a warp that waits for a stage's next phase
+// has seen the last one, so that one bit tells phases apart). A warp takes TOKENS tokens of a stage, as they lie in memory; reads of values meet
+// banks, which copies hide.
 // Both products take the packed side as the left operand (16 tokens, or 16 channels, by 16) and up to 8 heads that share it as the
 // right one: scores^T = K q^T, out^T = V^T p^T. The scores of a tile are the right operand of the second product once their 8 x 8
-// blocks are transposed, so nothing goes through shared memory but the codes. Codes become halves "1024 + u * 2^k": of keys the
-// powers are taken off the query and the 1024 off the score; of values both exactly, so that small sums stay small.
+// blocks are transposed, so nothing goes through shared memory but the codes. Codes become halves "u * 2^(k - 24)", which are exact;
+// their powers are taken off the query, the score and the sum at the end, zeros off sums in float32.
 // Maxima are followed loosely (a score may exceed its maximum by SLACK), so that most tiles need no exchange between lanes.
 //
 // Compiled with HALF 1, NT 0, KBITS, VBITS 2|4|8|0 (0: float8 e4m3), KZERO, VZERO (a zero a token), WIDTH 64|128 channels,
 // KTURNED, VTURNED (in the Hadamard basis of
 // a head), KFIXED, VFIXED 0: a scale a token | 1: one float32 for all | 2: one a head, QUERY 0 bfloat16 | 1 float16 (of q, plain tokens and
-// out), FLOATS (there are plain tokens), TILES of 16 tokens at once, WARPS, DEPTH.
+// out), FLOATS (there are plain tokens), TILES of 16 tokens at once, WARPS, TEAMS, DEPTH stages, BATCH.
 
 constexpr int KROW = WIDTH * (KBITS ? KBITS : 8) / 8, VROW = WIDTH * (VBITS ? VBITS : 8) / 8; // bytes of a token
-constexpr int TOKENS = TILES * 16, THREADS = WARPS * 32;
-constexpr int K_AT = 0, V_AT = TOKENS * KROW, META_AT = V_AT + TOKENS * VROW;             // in a stage
-constexpr int STAGE = META_AT + 8 * TOKENS;                                               // scales and zeros: 4 halves a token
+constexpr int TEAM = WARPS / TEAMS, THREADS = (WARPS + 2) * 32;
+constexpr int TOKENS = TILES * 16, MANY = TEAM * TOKENS;                                  // of a warp; of a stage
+constexpr int V_AT = MANY * KROW, STAGE = V_AT + MANY * VROW;                             // keys, values
+constexpr int BATCHED = BATCH * MANY, SLOT = 8 * BATCHED, SLOTS = (DEPTH + BATCH - 2) / BATCH + 1;    // scales and zeros: 4 halves a token
 constexpr int STEPS = WIDTH / 16;                                                         // products of 16 x 16 a tile
 constexpr int CHANNELS = WIDTH / 8;                                                       // of values, of one lane
 constexpr float SLACK = 4.f, LIFT = 16.f;                                                 // weights are lifted off the subnormals
 constexpr float NOTHING = -1e30f;
+constexpr bool KMETAS = !KFIXED || KZERO, VMETAS = !VFIXED || VZERO;
 
-// What one lane copies of each stage: keys, values, their scales, their zeros, as they lie in memory.
-struct Source {
-    const u8* from;                                                                       // null: nothing
-    u32 to, bytes;                                                                        // place in a stage; bytes of a token
+struct Ring { u32 stages, metas, full, empty, told; };                                    // told: barriers of `metas`
+INLINE Ring ring_in(u8* shared) {
+    const u32 stages = address(shared), metas = stages + DEPTH * STAGE, full = metas + SLOTS * SLOT;
+    return {stages, metas, full, full + DEPTH * 8, full + 2 * DEPTH * 8};
+}
+constexpr int QUERY_AT = DEPTH * (STAGE + 16) + SLOTS * (SLOT + 8) + 15 & ~15;
+
+// what a block has of a past: `mine` tokens from `start` on
+struct Span {
+    const int* table;                                                                     // of its sequence, or null
+    int page, page_bits, start, mine;
 };
-INLINE Source source_of(int lane, const u8* k, const u8* v, const u8* k_scale, const u8* v_scale, const u8* k_zero, const u8* v_zero) {
-    switch (lane) {
-        case 0: return {k, K_AT, KROW};
-        case 1: return {v, V_AT, VROW};
-        case 2: return {KFIXED ? nullptr : k_scale, META_AT, 2};
-        case 3: return {VFIXED ? nullptr : v_scale, META_AT + 2 * TOKENS, 2};
-        case 4: return {KZERO ? k_zero : nullptr, META_AT + 4 * TOKENS, 2};
-        case 5: return {VZERO ? v_zero : nullptr, META_AT + 6 * TOKENS, 2};
-        default: return {nullptr, 0, 0};
+// the place in the store of the block's `at`-th token
+INLINE size_t place_of(const Span& span, int at) {
+    const int token = span.start + at, page = span.table ? span.table[token >> span.page_bits] : blockIdx.z;
+    return (size_t)(page * gridDim.y + blockIdx.y) * span.page + (span.table ? token & (span.page - 1) : token);
+}
+
+// One lane brings `tokens` tokens of codes from the block's `from`-th on, a copy a page.
+template <int ROW>
+INLINE void bring_codes(const Span& span, const u8* codes, int from, int tokens, u32 to, u32 barrier) {
+    expect_bytes(barrier, tokens * ROW);
+#pragma unroll 1
+    for (int done = 0; done < tokens;) {
+        const int left = tokens - done, some = span.table ? min(left, span.page - (span.start + from + done & (span.page - 1))) : left;
+        copy_many(to + done * ROW, codes + place_of(span, from + done) * ROW, some * ROW, barrier);
+        done += some;
     }
 }
 
-// `tokens` tokens (a multiple of 8) from place `at` of the store
-INLINE void fetch(u32 stage, u32 barrier, const Source& own, size_t at, int tokens, int lane) {
-    constexpr u32 BYTES = KROW + VROW + 2 * (!KFIXED + !VFIXED + KZERO + VZERO);
-    if (lane == 0) expect_bytes(barrier, BYTES * tokens);
-    __syncwarp();
-    if (own.from) copy_many(stage + own.to, own.from + at * own.bytes, own.bytes * tokens, barrier);
+// All lanes bring their scales and zeros, 8 tokens a copy: so the lanes look up pages side by side, and the size of pages does not matter.
+template <bool SCALES, bool ZEROS>
+INLINE void bring_metas(const Span& span, const u8* scales, const u8* zeros, int from, int tokens, u32 to, u32 barrier, int lane) {
+#pragma unroll 1
+    for (int done = lane * 8; done < tokens; done += 256) {
+        const size_t at = place_of(span, from + done) * 2;
+        if (SCALES) copy16_or_zeros(to + done * 2, scales + at, true);
+        if (ZEROS) copy16_or_zeros(to + 4 * BATCHED + done * 2, zeros + at, true);
+    }
+    arrive_after_copies(barrier);
+}
+
+// One warp brings the keys, or the values, of a block. to, metas_to: their place in a stage, and in a slot.
+template <int ROW, bool SCALES, bool ZEROS>
+INLINE void bring(const Ring& ring, const Span& span, const u8* codes, const u8* scales, const u8* zeros, u32 to, u32 metas_to, int lane) {
+    const int tokens = span.mine + 7 & ~7;
+    u32 stage = 0, turn = 1, slot = 0;
+#pragma unroll 1
+    for (int from = 0, i = 0; from < tokens; from += MANY, i++) {
+        __syncwarp();
+        wait_for_phase(ring.empty + stage * 8, turn);                                     // at once in the first turn
+        if (elected()) bring_codes<ROW>(span, codes, from, min(MANY, tokens - from), ring.stages + stage * STAGE + to, ring.full + stage * 8);
+        if ((SCALES || ZEROS) && i % BATCH == 0) {
+            const u32 metas = ring.metas + slot * SLOT + metas_to;
+            bring_metas<SCALES, ZEROS>(span, scales, zeros, from, min(BATCHED, tokens - from), metas, ring.told + slot * 8, lane);
+            slot = slot == SLOTS - 1 ? 0 : slot + 1;
+        }
+        if (++stage == DEPTH) stage = 0, turn ^= 1;
+    }
 }
 
 // the scale that all tokens of the block's key head share; 1 where each has its own
 template <int FIXED>
 INLINE float fixed(const u8* scales) { return FIXED ? ((const float*)scales)[FIXED == 2 ? blockIdx.y : 0] : 1.f; }
+
+// Row r < 8 of a tile is this token, row r + 8 its neighbour (^ 1): so few reads of codes meet in a bank, and scales are read by twos.
+INLINE int token_of(int r) { return ((r ^ r >> 2) & 1) + (r & 6) + (r & 1) * 8; }
 
 INLINE float number(u32 bits) { return __uint_as_float(bits << 16); }                     // a bfloat16
 
@@ -61,25 +105,22 @@ INLINE u32 e4m3_pair(u32 t) {                                                   
 template <int B>
 __host__ __device__ constexpr int lift(int i) { return B == 8 || B == 0 ? 0 : i * B % 8; }
 
-// pair i of a word of keys: the halves of codes i and i + 16 / B
+// pair i of a word of keys: the halves of codes i and i + 16 / B, of integers times 2^-24
 template <int B>
 INLINE u32 key_pair(u32 word, int i) {
     if (B == 0) return e4m3_pair(i ? word : word << 8);
-    if (B == 8) return bytes(word, 0x64646464u, i ? 0x4341 : 0x4240);
-    return and_or(i * B >= 8 ? word >> 8 : word, ((1u << B) - 1) * 0x00010001u << lift<B>(i), 0x64006400u);
+    if (B == 8) return bytes(word, 0, i ? 0x4341 : 0x4240);
+    return (i * B >= 8 ? word >> 8 : word) & ((1u << B) - 1) * 0x00010001u << lift<B>(i);
 }
 
-// code i of the words of two tokens as a pair, less half the range
+// code i of the words of two tokens as a pair; times the same
 template <int B>
 INLINE u32 value_pair(u32 first, u32 second, int i) {
     if (B == 0) return e4m3_pair(bytes(first, second, i * 0x1010 + 0x4000));
-    if (B == 8) return sub2(bytes(bytes(first, second, i < 2 ? 0x5140 : 0x7362), 0x64646464u, i % 2 ? 0x4342 : 0x4140), 0x64806480u);
+    if (B == 8) return bytes(bytes(first, second, i < 2 ? 0x5140 : 0x7362), 0, i % 2 ? 0x4342 : 0x4140);
     const u32 pair = bytes(first, second, i * B < 16 ? 0x5410 : 0x7632);
-    const int at = i * B % 16, up = at % 8;
-    const u32 v = and_or(at >= 8 ? pair >> 8 : pair, ((1u << B) - 1) * 0x00010001u << up, 0x64006400u);
-    const u32 off = up == 0 ? 0x6400u + (1 << B >> 1)                                     // (1024 + half the range) / 2^up, rounded never
-                  : up == 2 ? 0x5c00u + (2 << B) : up == 4 ? 0x5400u + (8 << B) : 0x4c00u + (32 << B);
-    return up ? fma2(v, (0x3c00u - (up << 10)) * 0x00010001u, (off | 0x8000u) * 0x00010001u) : sub2(v, off * 0x00010001u);
+    const int at = i * B % 16;
+    return (at >= 8 ? pair >> 8 : pair) & ((1u << B) - 1) * 0x00010001u << at % 8;
 }
 
 // N words of shared memory
@@ -92,13 +133,12 @@ INLINE void read_words(u32 (&w)[N], u32 at) {
 
 // the words of one token that a lane multiplies: columns of the query in the order of `column_of`
 constexpr int KWORDS = KROW / 16, KPAIRS = KBITS ? 16 / KBITS : 2;
-INLINE void read_keys(u32 (&w)[KWORDS], u32 stage, int row, int c) {
+INLINE void read_keys(u32 (&w)[KWORDS], u32 at) {
     constexpr int N = KWORDS > 4 ? 4 : KWORDS;
 #pragma unroll
     for (int i = 0; i < KWORDS; i += N) {
-        const int at = c * KWORDS * 4 + i * 4;
         u32 part[N];
-        read_words(part, stage + K_AT + row * KROW + at);
+        read_words(part, at + i * 16);
 #pragma unroll
         for (int j = 0; j < N; j++) w[i + j] = part[j];
     }
@@ -106,7 +146,7 @@ INLINE void read_keys(u32 (&w)[KWORDS], u32 stage, int row, int c) {
 // the channel of half e of pair i of word w of lane column c
 INLINE int column_of(int c, int w, int i, int e) {
     constexpr int N = KWORDS > 4 ? 4 : KWORDS, CODES = 2 * KPAIRS;
-    return (w / N + c * (KWORDS / N)) * N * CODES + w % N * CODES + i + e * KPAIRS;
+    return (w / N * 4 + c) * N * CODES + w % N * CODES + i + e * KPAIRS;
 }
 
 INLINE void put(u16* to, float v) { *to = QUERY ? rounded(v) : rounded_bfloat(v); }
@@ -148,12 +188,12 @@ INLINE void take_query(float* to, const u16* q, int group, int lane, int warp) {
 
 struct Query {
     u32 b[STEPS][2];
-    float raised[2], sum[2];                                                              // of heads 2c, 2c + 1: 1024 * lifted q; q
+    float sum[2];                                                                         // of heads 2c, 2c + 1, in the unit of scores
 };
 
 INLINE void load_query(Query& to, const float* q, int lane) {
     const int head = lane / 4, c = lane % 4;
-    float raised = 0.f, sum = 0.f;
+    float sum = 0.f;
 #pragma unroll
     for (int s = 0; s < STEPS; s++)
 #pragma unroll
@@ -164,14 +204,15 @@ INLINE void load_query(Query& to, const float* q, int lane) {
             for (int e = 0; e < 2; e++) {
                 const u32 low = rounded(q[head * WIDTH + column_of(c, w, i, e)] / (1 << lift<KBITS>(i)));
                 both |= low << (16 * e);
-                raised += half_value(low) * 1024.f, sum += half_value(low) * (1 << lift<KBITS>(i));
+                sum += half_value(low) * (1 << lift<KBITS>(i));
             }
             to.b[s][h] = both;
         }
-    raised += of_lane(raised, lane ^ 1), sum += of_lane(sum, lane ^ 1);
-    raised += of_lane(raised, lane ^ 2), sum += of_lane(sum, lane ^ 2);
+    sum *= 0x1p-24f;
+    sum += of_lane(sum, lane ^ 1);
+    sum += of_lane(sum, lane ^ 2);
 #pragma unroll
-    for (int e = 0; e < 2; e++) to.raised[e] = of_lane(raised, (2 * c + e) * 4), to.sum[e] = of_lane(sum, (2 * c + e) * 4);
+    for (int e = 0; e < 2; e++) to.sum[e] = of_lane(sum, (2 * c + e) * 4);
 }
 
 struct Running {                                                                          // of heads 2c, 2c + 1
@@ -193,12 +234,26 @@ INLINE void raise(Running& r, const float (&most)[2], int lane) {
     }
 }
 
-// scores[j]: row r (j < 2) or r + 8, head 2c + j % 2; in units of log2
-INLINE void score(float (&s)[4], const Query& q, u32 stage, int tile, int lane, float scale) {
-    const int r = lane / 4, c = lane % 4;
+// what a lane needs of each stage: places of its keys, its values (columns 2c and 2c + 1) and its scales; picks: see of_two
+struct Places { u32 k, v[2], meta, picks[2]; };
+INLINE Places places_of(int lane, int place) {
+    const int r = lane / 4, c = lane % 4, from = place * TOKENS, own = token_of(r);
+    Places p;
+    p.k = kept((from + own) * KROW + c * (KWORDS > 4 ? 4 : KWORDS) * 4);
+#pragma unroll
+    for (int i = 0; i < 2; i++) p.v[i] = kept(V_AT + (from + token_of(2 * c + i)) * VROW + r * (VROW / 8));
+    p.meta = kept((from + (own & ~1)) * 2);
+#pragma unroll
+    for (int i = 0; i < 2; i++) p.picks[i] = kept((own ^ i) & 1 ? 0x3244 : 0x1044);
+    return p;
+}
+INLINE float of_two(u32 pair, u32 pick) { return __uint_as_float(bytes(pair, 0, pick)); }  // of a token and its neighbour
+
+// scores[j]: the lane's token (j < 2) or its neighbour, head 2c + j % 2; in units of log2
+INLINE void score(float (&s)[4], const Query& q, const Places& at, u32 keys, u32 meta, float scale) {
     u32 upper[KWORDS], lower[KWORDS];
-    read_keys(upper, stage, tile * 16 + r, c), read_keys(lower, stage, tile * 16 + r + 8, c);
-    s[0] = s[1] = s[2] = s[3] = 0.f;
+    read_keys(upper, keys), read_keys(lower, keys ^ KROW);
+    float part[2][4] = {};                                                                // two chains of products
 #pragma unroll
     for (int step = 0; step < STEPS; step++) {
         u32 a[4];
@@ -207,32 +262,31 @@ INLINE void score(float (&s)[4], const Query& q, u32 stage, int tile, int lane, 
             const int pair = 2 * step + h, w = pair / KPAIRS, i = pair % KPAIRS;
             a[2 * h] = key_pair<KBITS>(upper[w], i), a[2 * h + 1] = key_pair<KBITS>(lower[w], i);
         }
-        multiply(s, a, q.b[step][0], q.b[step][1]);
+        multiply(part[step % 2], a, q.b[step][0], q.b[step][1]);
     }
+    const u32 scales = KFIXED ? 0 : read4(meta), zeros = KZERO ? read4(meta + 4 * BATCHED) : 0;
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-        const u32 at = stage + META_AT + (tile * 16 + r + half * 8) * 2;
-        const float by = (KFIXED ? 1.f : number(read2(at))) * scale * (KBITS ? 1.f : 256.f);
-        const float zero = KZERO ? number(read2(at + 4 * TOKENS)) : KBITS ? (1 << KBITS) / 2 : 0;
+        const float by = KFIXED ? scale : of_two(scales, at.picks[half]) * scale;
+        const float zero = KZERO ? of_two(zeros, at.picks[half]) : (1 << KBITS) / 2;
 #pragma unroll
         for (int e = 0; e < 2; e++) {
-            const float off = KBITS ? fmaf(zero, q.sum[e], q.raised[e]) : 0.f;
-            s[2 * half + e] = (s[2 * half + e] - off) * by;
+            const float sum = part[0][2 * half + e] + part[1][2 * half + e];
+            s[2 * half + e] = (KBITS ? fmaf(-zero, q.sum[e], sum) : sum) * by;
         }
     }
 }
 
-// out += values of the tile times weights; p: as scores, weights times LIFT times the scale of the values
-INLINE void add_values(Running& r, const float (&p)[4], u32 stage, int tile, int lane) {
-    const int g = lane / 4, c = lane % 4;
-    const u32 b0 = transposed(pair_of_halves(p[0], p[1])), b1 = transposed(pair_of_halves(p[2], p[3]));
-    constexpr int WORDS = VROW / 32, CODES = VBITS ? 32 / VBITS : 4;
-    u32 w[4][WORDS];
+constexpr int VWORDS = VROW / 32;
+INLINE void read_values(u32 (&w)[4][VWORDS], const Places& p, u32 stage, int tile) {
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-        const int row = tile * 16 + 2 * c + i % 2 + i / 2 * 8;
-        read_words(w[i], stage + V_AT + row * VROW + g * WORDS * 4);
-    }
+    for (int i = 0; i < 4; i++) read_words(w[i], (stage + p.v[i % 2] ^ (i < 2 ? 0 : VROW)) + tile * 16 * VROW);
+}
+
+// out += values of the tile times weights; p: as scores, weights times LIFT times the scale of the values
+INLINE void add_values(Running& r, const float (&p)[4], const u32 (&w)[4][VWORDS]) {
+    const u32 b0 = transposed(pair_of_halves(p[0], p[1])), b1 = transposed(pair_of_halves(p[2], p[3]));
+    constexpr int CODES = VBITS ? 32 / VBITS : 4;
 #pragma unroll
     for (int j = 0; j < WIDTH / 16; j++) {                                                // channels CHANNELS g + 2j, + 1
         u32 a[4];
@@ -245,16 +299,23 @@ INLINE void add_values(Running& r, const float (&p)[4], u32 stage, int tile, int
     }
 }
 
-INLINE void tile_of_tokens(Running& r, const Query& q, u32 stage, int left, int lane, float scale) {
+// WHOLE: all TOKENS are there; else `left` of them
+template <bool WHOLE>
+INLINE void tile_of_tokens(Running& r, const Query& q, const Places& at, u32 stage, u32 metas, int left, int lane, float scale, float lifted) {
+    const int own = token_of(lane / 4);
     float s[TILES][4], most[2] = {NOTHING, NOTHING};
+    u32 w[TILES][4][VWORDS];
 #pragma unroll
-    for (int i = 0; i < TILES; i++) score(s[i], q, stage, i, lane, scale);
-    if (left < TOKENS)
+    for (int i = 0; i < TILES; i++) {
+        score(s[i], q, at, stage + at.k + i * 16 * KROW, metas + at.meta + i * 32, scale);
+        read_values(w[i], at, stage, i);
+    }
+    if (!WHOLE)
 #pragma unroll
         for (int i = 0; i < TILES; i++)
 #pragma unroll
             for (int j = 0; j < 4; j++)
-                if (i * 16 + lane / 4 + j / 2 * 8 >= left) s[i][j] = 4 * NOTHING;
+                if (i * 16 + (own ^ j / 2) >= left) s[i][j] = 4 * NOTHING;
 #pragma unroll
     for (int i = 0; i < TILES; i++)
 #pragma unroll
@@ -263,17 +324,18 @@ INLINE void tile_of_tokens(Running& r, const Query& q, u32 stage, int left, int 
 #pragma unroll
     for (int i = 0; i < TILES; i++) {
         float p[4];
+        const u32 meta = metas + at.meta + i * 32;
+        const u32 scales = VFIXED ? 0 : read4(meta + 2 * BATCHED), zeros = VZERO ? read4(meta + 6 * BATCHED) : 0;
 #pragma unroll
         for (int j = 0; j < 4; j++) {
-            const int row = lane / 4 + j / 2 * 8;
-            const u32 at = stage + META_AT + (i * 16 + row) * 2;
             const float weight = power_of_2(s[i][j] - r.most[j % 2]);
-            const bool there = left >= TOKENS || i * 16 + row < left;                     // scales beyond the end may be anything
+            const bool there = WHOLE || i * 16 + (own ^ j / 2) < left;                    // scales beyond the end may be anything
             r.total[j % 2] += weight;
-            p[j] = there ? weight * ((VFIXED ? 1.f : number(read2(at + 2 * TOKENS))) * LIFT) : 0.f;
-            if (VZERO && there) r.offset[j % 2] += p[j] * ((1 << VBITS) / 2 - number(read2(at + 6 * TOKENS)));
+            p[j] = there ? weight * ((VFIXED ? 1.f : of_two(scales, at.picks[j / 2])) * lifted) : 0.f;
+            const float zero = VZERO ? of_two(zeros, at.picks[j / 2]) : (1 << VBITS) / 2;
+            if (VBITS && there) r.offset[j % 2] = fmaf(p[j], -zero, r.offset[j % 2]);
         }
-        add_values(r, p, stage, i, lane);
+        add_values(r, p, w[i]);
     }
 }
 
@@ -336,17 +398,22 @@ INLINE void plain_tokens(float* parts, const Plain& from, const u16* q, int grou
     }
 }
 
+// what the sum of the n-th channel of a lane counts
+INLINE float unit(int n) {
+    constexpr int B = VBITS ? VBITS : 8;
+    return VBITS ? 0x1p24f / (1 << n % (32 / B) * B % 8) : 256.f;
+}
 // A warp's heads into shared memory: [8, LINE]. by: the fixed scale of the values
 INLINE void write_part(float* to, const Running& r, int lane, float by) {
 #pragma unroll
     for (int e = 0; e < 2; e++) {
-        const float total = over_rows(r.total[e], lane), offset = VZERO ? over_rows(r.offset[e], lane) : 0.f;
+        const float total = over_rows(r.total[e], lane), offset = VBITS ? over_rows(r.offset[e], lane) : 0.f;
         float* line = to + (lane % 4 * 2 + e) * LINE;
 #pragma unroll
         for (int j = 0; j < WIDTH / 16; j++)
 #pragma unroll
             for (int half = 0; half < 2; half++)
-                line[lane / 4 * CHANNELS + 2 * j + half] = (r.out[j][2 * half + e] + offset) * ((VBITS ? 1.f : 256.f) / LIFT * by);
+                line[lane / 4 * CHANNELS + 2 * j + half] = (r.out[j][2 * half + e] * unit(2 * j + half) + offset) * by;
         if (lane < 4) line[WIDTH] = r.most[e], line[WIDTH + 1] = total;
     }
 }
@@ -394,56 +461,63 @@ INLINE void finish(u16* out, const float* parts, int number, int lane) {
 // Plain tokens [sequences, key heads, first_room or last_room, WIDTH]. counts [sequences, 3]: tokens of first, packed and last;
 // null: first_room, packed, last_room. span: tokens of a block. part [sequences, key heads, group, gridDim.x, LINE].
 // count [sequences, key heads]: zero before and after.
-extern "C" __global__ void __launch_bounds__(THREADS) attend(
+extern "C" __global__ void __launch_bounds__(THREADS, 1) attend(
     const u16* q, const u8* k, const u8* k_scale, const u8* k_zero, const u8* v, const u8* v_scale, const u8* v_zero, const int* table,
     const int* counts, const u16* first_k, const u16* first_v, const u16* last_k, const u16* last_v, u16* out, float* part, int* count,
     int group, int page, int page_bits, int table_width, int span, int first_room, int packed, int last_room, int scale_bits) {
-    extern __shared__ __align__(16) u8 shared[];
+    extern __shared__ __align__(256) u8 shared[];
+    const int lane = threadIdx.x % 32, warp = warp_index(), splits = gridDim.x;
+    const Ring ring = ring_in(shared);
+    if (warp == 0 && elected()) {
+#pragma unroll
+        for (int i = 0; i < DEPTH; i++) begin_barrier(ring.full + i * 8, 2), begin_barrier(ring.empty + i * 8, TEAM);
+#pragma unroll
+        for (int i = 0; i < SLOTS; i++) begin_barrier(ring.told + i * 8, max(1, 32 * (KMETAS + VMETAS)));
+    }
+    __syncthreads();
     let_the_next_kernel_start();
     wait_for_the_kernels_before();
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, splits = gridDim.x;
     const int one = blockIdx.z * gridDim.y + blockIdx.y, start = blockIdx.x * span;
     const bool plain = FLOATS && blockIdx.x == splits - 1;
     const int length = counts ? counts[blockIdx.z * 3 + 1] : packed, mine = plain ? 0 : max(0, min(span, length - start));
-    const int all = (mine + TOKENS - 1) / TOKENS, rounds = all > warp ? (all - warp + WARPS - 1) / WARPS : 0;
-    const float scale = __uint_as_float(scale_bits);
-    const Source source = source_of(lane, k, v, k_scale, v_scale, k_zero, v_zero);
-    const u32 ring = address(shared) + warp * DEPTH * STAGE, barriers = address(shared) + WARPS * DEPTH * STAGE + warp * DEPTH * 8;
-    float* queries = (float*)(shared + WARPS * DEPTH * (STAGE + 8));
+    const float scale = __uint_as_float(scale_bits), lifted = warp % 2 ? -LIFT : LIFT;    // tensor cores round towards zero: so it cancels
+    float* queries = (float*)(shared + QUERY_AT);
     q += (size_t)one * group * WIDTH;
-    if (lane < DEPTH) begin_barrier(barriers + lane * 8);
-    __syncwarp();
-
-    auto get = [&](int i) {                                                               // round i into its stage
-        const int token = start + (i * WARPS + warp) * TOKENS;
-        const u32 place = table ? table[blockIdx.z * table_width + (token >> page_bits)] : blockIdx.z;
-        const size_t at = (size_t)(place * gridDim.y + blockIdx.y) * page + (table ? token & (page - 1) : token);
-        fetch(ring + i % DEPTH * STAGE, barriers + i % DEPTH * 8, source, at, min(TOKENS, (length - token + 7) & ~7), lane);
-    };
-#pragma unroll
-    for (int i = 0; i < DEPTH - 1; i++)
-        if (i < rounds) get(i);
-    take_query(queries, q, group, lane, warp);
-    __syncthreads();
-    Query heads;
-    load_query(heads, queries, lane);
     Running r = {{NOTHING, NOTHING}, {0.f, 0.f}, {0.f, 0.f}, {}};
-    const float packed_scale = scale * fixed<KFIXED>(k_scale);
+    if (warp >= WARPS) {
+        const Span own = {table ? table + blockIdx.z * table_width : nullptr, page, page_bits, start, mine};
+        if (warp == WARPS) bring<KROW, !KFIXED, KZERO>(ring, own, k, k_scale, k_zero, 0, 0, lane);
+        else bring<VROW, !VFIXED, VZERO>(ring, own, v, v_scale, v_zero, V_AT, 2 * BATCHED, lane);
+    } else {
+        take_query(queries, q, group, lane, warp);
+        meet_some(WARPS * 32);
+        Query heads;
+        load_query(heads, queries, lane);
+        const float packed_scale = (KBITS ? 0x1p24f : 256.f) * scale * fixed<KFIXED>(k_scale);
+        const Places places = places_of(lane, warp % TEAM);
+        u32 stage = warp / TEAM, turn = 0;
 #pragma unroll 1
-    for (int i = 0; i < rounds; i++) {
-        __syncwarp();                                                                     // nobody reads round i - 1 any more
-        if (i + DEPTH - 1 < rounds) get(i + DEPTH - 1);
-        wait_for_phase(barriers + i % DEPTH * 8, i / DEPTH & 1);
-        tile_of_tokens(r, heads, ring + i % DEPTH * STAGE, mine - (i * WARPS + warp) * TOKENS, lane, packed_scale);
+        for (int i = warp / TEAM; i * MANY < mine; i += TEAMS) {
+            const int slot = i / BATCH % SLOTS, left = mine - i * MANY - warp % TEAM * TOKENS;
+            wait_for_phase(ring.full + stage * 8, turn);                                      // first: what the slot had before is past then
+            if (KMETAS || VMETAS) wait_for_phase(ring.told + slot * 8, i / BATCH / SLOTS & 1);
+            const u32 codes = ring.stages + stage * STAGE, metas = ring.metas + slot * SLOT + i % BATCH * MANY * 2;
+            if (left >= TOKENS) tile_of_tokens<true>(r, heads, places, codes, metas, left, lane, packed_scale, lifted);
+            else if (left > 0) tile_of_tokens<false>(r, heads, places, codes, metas, left, lane, packed_scale, lifted);
+            __syncwarp();
+            if (lane == 0) arrive_at(ring.empty + stage * 8);
+            stage += TEAMS;
+            if (stage >= DEPTH) stage -= DEPTH, turn ^= 1;
+        }
     }
     __syncthreads();
     float* parts = (float*)shared;
-    if (plain) {
+    if (plain && warp < WARPS) {
         const size_t first = (size_t)one * first_room * WIDTH, last = (size_t)one * last_room * WIDTH;
         const int there[2] = {counts ? counts[blockIdx.z * 3] : first_room, counts ? counts[blockIdx.z * 3 + 2] : last_room};
         plain_tokens(parts, {{first_k + first, last_k + last}, {first_v + first, last_v + last}, {there[0], there[1]}}, q, group, warp, lane, scale);
-    } else {
-        write_part(parts + warp * 8 * LINE, r, lane, fixed<VFIXED>(v_scale));
+    } else if (warp < WARPS) {
+        write_part(parts + warp * 8 * LINE, r, lane, fixed<VFIXED>(v_scale) / lifted);
     }
     __syncthreads();
     part += (size_t)one * group * splits * LINE;
@@ -458,6 +532,6 @@ extern "C" __global__ void __launch_bounds__(THREADS) attend(
         part[(head * splits + blockIdx.x) * LINE + d] = d == WIDTH ? most : sum;
     }
     if (!last_of(count + one, splits)) return;
-    for (int head = warp; head < group; head += WARPS)
+    for (int head = warp; head < group; head += WARPS + 2)
         finish(out + ((size_t)one * group + head) * WIDTH, part + (size_t)head * splits * LINE, splits, lane);
 }

@@ -4,9 +4,9 @@ In / Out  as lowbit.kernels.attention says; tokens packed with one scale a token
           bits or float8.
 Idea      See _attention.py. Floats before and after the pages are one more block of the same launch; a turned basis is taken by
           the query, and left by the output, in the kernel.
-Figures   H200, 8 sequences of 32768 tokens, 32 heads of 128 channels on 8: int8 153, float8 150, int4 86, int2 67 us, of which
-          reading the bytes takes 121, 120, 64, 35; cuDNN on bfloat16 245. Other warps, rings and waves: int8 152 to 168.
-          Measured on pages alone, without floats beside them, turned bases, tables or counts.
+Figures   H200, 8 sequences of 32768 tokens, 32 heads of 128 channels on 8: int8 130, float8 129, int4 73, int2 50 us, of which
+          reading the bytes takes 121, 120, 64, 35; cuDNN on bfloat16 245. Measured on pages alone, without floats beside them,
+          turned bases or counts.
 """
 
 import torch

@@ -129,6 +129,7 @@ INLINE u16 rounded(float v) {
 // ---- between the lanes of a warp
 
 INLINE float of_lane(float v, int lane) { return __shfl_sync(0xffffffffu, v, lane); }
+INLINE u32 kept(u32 v) { return __shfl_sync(0xffffffffu, v, threadIdx.x & 31); }         // v, which no compiler computes again
 INLINE u32 of_other(u32 v, int mask) { return __shfl_xor_sync(0xffffffffu, v, mask); }   // of lane ^ mask
 INLINE int warp_index() { return __shfl_sync(0xffffffffu, threadIdx.x / 32, 0); }        // one that ptxas knows to be the same in all lanes
 INLINE bool elected() {                                      // one lane; what it alone does, ptxas need not do for each lane in turn
@@ -233,6 +234,9 @@ INLINE void copy_pairs(u32 to, const TensorMap& map, int column, int pair, int s
                  : "memory");
 }
 INLINE void arrive_at(u32 barrier) { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory"); }
+INLINE void arrive_after_copies(u32 barrier) {               // once copy16 and the like of this thread are there
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
+}
 INLINE void arrive_in_cluster(u32 barrier, int block) {      // at the same barrier of another block
     asm volatile("{ .reg .b32 there; mapa.shared::cluster.u32 there, %0, %1; mbarrier.arrive.shared::cluster.b64 _, [there]; }" ::"r"(
                      barrier), "r"(block)
@@ -256,6 +260,7 @@ INLINE void wait_for_phase(u32 barrier, u32 parity) {        // for the end of t
 
 // ---- between kernels, and between blocks
 
+INLINE void meet_some(int threads) { asm volatile("bar.sync 1, %0;" ::"r"(threads) : "memory"); }   // of the block; always the same ones
 INLINE void let_the_next_kernel_start() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
 INLINE void wait_for_the_kernels_before() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 INLINE float read_far(const float* at) {                     // what another block may have written
