@@ -54,7 +54,7 @@ struct Wide { Sum (*d)[4]; Sum old[64][4]; u32 a[4]; u32 x; int more; u32 rows; 
 constexpr u32 IN_REGISTERS = ~0u;
 struct Warp { Barrier barrier; u32 words[32][8]; };
 struct Phase { int arrivals, left, bytes, number; };
-struct Block { std::vector<u8> memory; Barrier barrier, some; std::vector<Warp> warps; std::map<u32, Phase> phases; };
+struct Block { std::vector<u8> memory; Barrier barrier, some[16]; std::vector<Warp> warps; std::map<u32, Phase> phases; };
 struct Thread {
     ucontext_t context;
     std::unique_ptr<char[]> stack;
@@ -91,8 +91,12 @@ static int lane_of() { return current->index.x % 32; }
 static int warp_index() { return current->index.x / 32; }
 static bool elected() { return lane_of() == 0; }
 static Warp& warp_of() { return current->block->warps[current->index.x / 32]; }
-static void meet_some(int threads) { current->block->some.size = threads, meet(current->block->some); }
 static void __syncthreads() { meet(current->block->barrier); }
+static void meet_some(int id, int threads) {
+    Barrier& b = current->block->some[id];
+    b.size = threads;
+    meet(b);
+}
 static void __syncwarp() { meet(warp_of().barrier); }
 static void let_the_next_kernel_start() {}
 static void wait_for_the_kernels_before() {}
@@ -203,12 +207,14 @@ static u32 transposed(u32 v) {
 }
 static float read_far(const float* at) { return *at; }
 static float4 read16_far(const float* at) { return {at[0], at[1], at[2], at[3]}; }
+template <int SOME = 0>
 static bool last_of(int* count, int number) {
-    __syncthreads();
+    const auto meet_all = [] { SOME ? meet_some(15, SOME) : __syncthreads(); };
+    meet_all();
     const bool last = *count == number - 1;
-    __syncthreads();
+    meet_all();
     if (threadIdx.x == 0) *count = last ? 0 : *count + 1;
-    __syncthreads();
+    meet_all();
     return last;
 }
 
@@ -225,6 +231,19 @@ static u32 read4(u32 a) { return read_as<u32>(a); }
 static uint2 read8(u32 a) { return read_as<uint2>(a); }
 static uint4 read16(u32 a) { return read_as<uint4>(a); }
 static void write4(u32 a, u32 v) { memcpy(at_address(a, 4), &v, 4); }
+static void write_transposed(u32 a, u32 first, u32 second) {
+    Warp& w = warp_of();
+    const int lane = lane_of();
+    u32* given = w.words[lane];
+    given[0] = first, given[1] = second, given[2] = a;
+    meet(w.barrier);
+    for (int m = 0; m < 2; m++)
+        for (int e = 0; e < 2; e++) {
+            const u16 half = given[m] >> 16 * e;
+            memcpy(at_address(w.words[8 * m + lane % 4 * 2 + e][2], 16) + lane / 4 * 2, &half, 2);
+        }
+    meet(w.barrier);
+}
 static u64 streamed() { return 0; }
 static void arrive(const Copy& c) {
     if (c.inside) memcpy(at_address(c.to, c.bytes), c.from, c.bytes);
@@ -309,6 +328,7 @@ static void send16(u32 to, uint4 v, u32 barrier, int block) {
     told(p);
 }
 static void meet_in_cluster() { meet(cluster_barrier); }
+static void wait_for_the_cluster() { meet(cluster_barrier); }
 struct TensorMap { const u8* from; int rows, columns, box_rows, box_columns; };   // of halves, swizzled by 128 bytes
 static void fetch_map(const TensorMap&) {}
 // row_at(r): the matrix's row that becomes row r of the box
@@ -445,6 +465,10 @@ static void wide_wait_for_all_but() {                        // the last N group
     for (auto& end : ends) end -= number;
     if (products.size()) for (int i = 0; i < NT; i++) for (int j = 0; j < 4; j++) products.back().d[i][j] = (Sum)NAN;
 }
+template <int N>
+static void more_registers() {}
+template <int N>
+static void fewer_registers() {}
 static void wide_wait() { wide_end(), wide_wait_for_all_but<0>(); }
 #endif
 

@@ -2,8 +2,8 @@
 
 In / Out  x [tokens, in], prepared words (low, high, meta), y [tokens, out] to be written.
 Idea      Decoding a matrix first costs as much as reading and writing it in bfloat16; here the weights are decoded in registers
-          while the tensor cores multiply, and only x goes through shared memory. Every multiprocessor has the same share of
-          the work, whatever the shapes are.
+          while the tensor cores multiply. Tiles of 256 tokens hide it best; where they are too few for all multiprocessors,
+          tiles of half the tokens with two sets of warps that take turns; or tiles are shared so that all end together.
 Source    Machete (vLLM, 2024) for weights as the left operand of wgmma from registers, Stream-K (2301.03598) for the shares;
           layout and kernel are our own.
 """
@@ -21,17 +21,29 @@ from lowbit.kernels.cuda._product import PROCESSORS, Kind, address
 
 @dataclass(frozen=True)
 class Cut:
-    """A block has `tokens` tokens and `warps` warps over 16 rows each; `stages` stages of x lie in shared memory; `share`
-    blocks of a cluster bring x to each other."""
+    """A block has `tokens` tokens and `split` sets, which share the columns, of `warps` warps over 16 rows each; `stages`
+    stages of x lie in shared memory; `share` blocks of a cluster bring x to each other."""
 
     tokens: int = 256
     warps: int = 8
-    stages: int = 4
+    stages: int = 6
     share: int = 2
+    split: int = 1
 
     @property
-    def shared_bytes(self) -> int:
-        return self.stages * self.tokens * 128 + 128 + self.tokens * (16 * self.warps + 8) * 2
+    def threads(self) -> int:
+        return 32 * self.warps * self.split + 128
+
+    def shared_bytes(self, kind: Kind) -> int:
+        ring = self.split > 1  # of weights; then sums are told, too
+        strip = min(self.tokens // 8 // self.split, (2 if kind.bits == 8 else 4) if ring else 8)
+        weights = kind.bits * 256 + kind.groups * 8 * (8 if kind.zeros else 4)  # of a warp and chunk
+        rings = self.stages * self.tokens * 128 + (self.stages // 2 * self.warps * weights if ring else 0)
+        return rings + 128 + self.warps // 4 * self.split * strip * (2048 if ring else 8 * (64 + 8) * 2)
+
+    def fits(self, chunks: int) -> bool:
+        """Whether the chunks of a tile are whole rounds of the ring of stages, where sets take turns."""
+        return self.split == 1 or chunks % (self.stages // 2) == 0
 
     def tiles(self, tokens: int, rows: int) -> int:
         """Tiles of a cluster."""
@@ -42,36 +54,48 @@ class Cut:
         return min(PROCESSORS // self.share, self.tiles(tokens, rows) * grains)
 
 
-CUT = Cut()
-LAUNCH, CHUNK, JOINED = 3.0, 1.5, 7.0
-"""Microseconds: of a launch, of a tile's 128 columns, of the sums of one of the clusters that share a tile."""
+WIDE, SPLIT = Cut(), Cut(128, 8, 8, 1, 2)
+LAUNCH, ENDED, JOINED = 3.0, 2.0, 18.0
+"""Microseconds: of a launch, of the end of a tile, of the sums of tiles that clusters share."""
+CHUNK = {WIDE: 1.33, SPLIT: 0.77}
+"""Microseconds of a tile's 128 columns."""
 DECODED, MULTIPLIED = 1.55e6, 7.7e8
-"""Weights decoded and floating-point operations of the vendor's product a microsecond. All five measured on an H200."""
+"""Weights decoded and floating-point operations of the vendor's product a microsecond. All measured on an H200."""
 
 
-def whole(tokens: int, rows: int, chunks: int, how: Cut = CUT) -> bool:
-    """Whether shares of whole tiles end before shares of chunks do."""
-    tiles, parts = _times(tokens, rows, chunks, how)
-    return tiles <= parts
+@dataclass(frozen=True)
+class Plan:
+    """A cut, whether shares are of whole tiles, or of chunks, and the microseconds to expect."""
+
+    cut: Cut
+    whole: bool
+    time: float
+
+
+@functools.lru_cache(maxsize=256)
+def fastest(tokens: int, rows: int, chunks: int) -> Plan:
+    found = []
+    for cut, chunk in CHUNK.items():
+        if not cut.fits(chunks):
+            continue
+        tiles, clusters = cut.tiles(tokens, rows), PROCESSORS // cut.share
+        found.append(Plan(cut, True, LAUNCH + -(-tiles // clusters) * (chunks * chunk + ENDED)))
+        if cut.split == 1:
+            joining = JOINED * max(1, clusters / tiles / 2)  # a tile's clusters write their sums, and one of them reads all
+            found.append(Plan(cut, False, LAUNCH + tiles / clusters * chunks * chunk + joining))
+    return min(found, key=lambda plan: plan.time)
 
 
 def pays(tokens: int, rows: int, chunks: int) -> bool:
     """Whether one launch ends clearly before a decoded matrix has been multiplied by the vendor's library."""
     weights = rows * chunks * 128
-    return 1.05 * min(_times(tokens, rows, chunks, CUT)) < 2 * LAUNCH + weights / DECODED + 2 * weights * tokens / MULTIPLIED
-
-
-def _times(tokens: int, rows: int, chunks: int, how: Cut) -> tuple[float, float]:
-    """Microseconds to expect with shares of whole tiles, and of chunks."""
-    tiles, clusters = how.tiles(tokens, rows), PROCESSORS // how.share
-    joining = JOINED * max(2, clusters / tiles)  # a tile's clusters write their sums, and one of them reads all
-    return LAUNCH + -(-tiles // clusters) * chunks * CHUNK, LAUNCH + tiles / clusters * chunks * CHUNK + joining
+    return 1.05 * fastest(tokens, rows, chunks).time < 2 * LAUNCH + weights / DECODED + 2 * weights * tokens / MULTIPLIED
 
 
 @functools.lru_cache(maxsize=256)
 def macros(kind: Kind, dtype: torch.dtype, how: Cut) -> _build.Macros:
     wide = dict(_product.macros(kind, dtype, _product.Tiles(1, how.warps, 1, 1, how.stages, 0, True, True), 1))
-    return tuple({**wide, "NT": how.tokens // 8, "SHARE": how.share}.items())
+    return tuple({**wide, "NT": how.tokens // 8, "SHARE": how.share, "SPLIT": how.split}.items())
 
 
 def launch(
@@ -81,13 +105,15 @@ def launch(
     kind: Kind,
     rows: int,
     beside: Tensor | None = None,
-    how: Cut = CUT,
+    plan: Plan | None = None,
 ) -> None:
-    """y = x W.T in one launch. beside: scales or a table, as a kind needs; how: another cut than the usual one."""
-    kernel = _build.kernel("prefill.cu", "prefill", macros(kind, y.dtype, how), x.device.index or 0)
+    """y = x W.T in one launch. beside: scales or a table, as a kind needs; plan: another than the fastest."""
     tokens, chunks = x.shape[0], prepared["low"].shape[1]
+    plan = plan or fastest(tokens, rows, chunks)
+    how = plan.cut
+    kernel = _build.kernel("prefill.cu", "prefill", macros(kind, y.dtype, how), x.device.index or 0)
     grain, parts, counts = chunks, None, None
-    if not whole(tokens, rows, chunks, how):
+    if not plan.whole:
         grain = 1
         parts = torch.empty(how.clusters(tokens, rows, chunks) * 2 * how.share * how.tokens * how.warps * 16, device=x.device)
         counts = _build.counters(x.device, how.tiles(tokens, rows) * how.share)
@@ -95,4 +121,4 @@ def launch(
     pointers = (prepared["low"], prepared.get("high"), prepared.get("meta"), y, beside, parts, counts)
     sizes = (tokens, rows, chunks, grain)
     arguments: tuple[int | TensorMap, ...] = (TensorMap(x, how.tokens // how.share), *map(address, pointers), *sizes)
-    kernel.launch((1, clusters * how.share, 1), 32 * how.warps, arguments, how.shared_bytes, overlap=True)
+    kernel.launch((1, clusters * how.share, 1), how.threads, arguments, how.shared_bytes(kind), overlap=True)

@@ -490,7 +490,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attend(
         else bring<VROW, !VFIXED, VZERO>(ring, own, v, v_scale, v_zero, V_AT, 2 * BATCHED, lane);
     } else {
         take_query(queries, q, group, lane, warp);
-        meet_some(WARPS * 32);
+        meet_some(1, WARPS * 32);
         Query heads;
         load_query(heads, queries, lane);
         const float packed_scale = (KBITS ? 0x1p24f : 256.f) * scale * fixed<KFIXED>(k_scale);

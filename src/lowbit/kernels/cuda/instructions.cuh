@@ -168,6 +168,11 @@ INLINE uint4 read16(u32 at) {
     return v;
 }
 INLINE void write4(u32 at, u32 v) { asm volatile("st.shared.u32 [%0], %1;" ::"r"(at), "r"(v) : "memory"); }
+// two 8 x 8 matrices of halves, transposed: of their rows, pairs in a lane as of a product's sums, come columns of 16 bytes, whose
+// places lanes 8m .. 8m + 7 give for matrix m
+INLINE void write_transposed(u32 at, u32 first, u32 second) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(at), "r"(first), "r"(second) : "memory");
+}
 
 // ---- copies from global to shared memory that run by themselves; they end in the order of their groups
 
@@ -252,6 +257,9 @@ INLINE void send16(u32 to, uint4 v, u32 barrier, int block) {
 INLINE void meet_in_cluster() {
     asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
+INLINE void wait_for_the_cluster() {                         // all threads: to this point they come together, whatever they wrote
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
+}
 INLINE void wait_for_phase(u32 barrier, u32 parity) {        // for the end of the phase; phases are 0, 1, 0, ...
     asm volatile("{ .reg .pred p; again: mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1; @p bra done; bra again; done: }" ::"r"(barrier),
                  "r"(parity)
@@ -260,7 +268,6 @@ INLINE void wait_for_phase(u32 barrier, u32 parity) {        // for the end of t
 
 // ---- between kernels, and between blocks
 
-INLINE void meet_some(int threads) { asm volatile("bar.sync 1, %0;" ::"r"(threads) : "memory"); }   // of the block; always the same ones
 INLINE void let_the_next_kernel_start() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
 INLINE void wait_for_the_kernels_before() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 INLINE float read_far(const float* at) {                     // what another block may have written
@@ -273,13 +280,21 @@ INLINE float4 read16_far(const float* at) {
     asm volatile("ld.relaxed.gpu.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "l"(at) : "memory");
     return v;
 }
+// Threads of a block that meet at barrier `id`, 1 .. 15; others do not come.
+INLINE void meet_some(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
 // Whether this block is the last of `number` that come here; then it sees what the others wrote before. count: 0 before and after.
+// SOME: only the first so many threads of the block come, and meet at barrier 15.
+template <int SOME = 0>
 INLINE bool last_of(int* count, int number) {
     __shared__ int came;
+    const auto meet = [] {
+        if (SOME) meet_some(15, SOME);
+        else __syncthreads();
+    };
     __threadfence();
-    __syncthreads();
+    meet();
     if (threadIdx.x == 0) came = atomicAdd(count, 1);
-    __syncthreads();
+    meet();
     if (came != number - 1) return false;
     __threadfence();
     if (threadIdx.x == 0) *count = 0;
@@ -336,6 +351,11 @@ INLINE void wide_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"
 INLINE void wide_end() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 template <int N>
 INLINE void wide_wait_for_all_but() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory"); }
+// all threads of four warps together: how many registers they have from now on
+template <int N>
+INLINE void more_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N)); }
+template <int N>
+INLINE void fewer_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N)); }
 INLINE void wide_wait() { wide_end(), wide_wait_for_all_but<0>(); }
 
 #define D4(i) SUM(d[i][0]), SUM(d[i][1]), SUM(d[i][2]), SUM(d[i][3])

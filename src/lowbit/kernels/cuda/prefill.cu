@@ -1,48 +1,84 @@
 // prefill.cu - y = x W.T for packed weights and many tokens: tensor cores multiply what the other instructions decode meanwhile.
 //
-// A block has WN warps over 16 rows each, four of them a wgmma. The tensor copy engine brings x, 64 columns of TOKENS tokens a
-// stage, DEPTH stages in a ring. Weights come straight from global memory to the registers that hold them as left operands, a
-// chunk of 128 columns ahead; while a unit of 32 columns is multiplied the next one is decoded.
-// SHARE blocks of a cluster, one below the other, have the same tokens: each brings a part of every stage to all of them.
+// A block has SPLIT sets of WN warps over 16 rows each, four of them a wgmma, and four warps more, of which one lets the tensor copy
+// engine bring x, 64 columns of TOKENS tokens a stage, DEPTH stages in a ring. While a unit of 32 columns is multiplied the next one is
+// decoded. SHARE blocks of a cluster, one below the other, have the same tokens: each brings a part of every stage to all of them.
+// SPLIT 1: weights come straight from global memory to the registers that hold them as left operands, a chunk of 128 columns ahead.
+// SPLIT 2: two sets have the same rows and take turns along the columns, chunk by chunk, so that one decodes while the other one's
+// products run; in the end each has all sums of half of the tokens, since they tell each other the other half. Registers are few then:
+// the other warps bring weights too, a chunk's beside its two stages.
 // All chunks of all tiles (of a cluster: rows by tokens) are one line, tokens fastest, and every cluster has the same share of it, in
 // grains: of whole tiles; or of a chunk, then tiles at the ends of a share have several clusters, and the last of them to come adds
 // their sums, in order of index.
 //
-// Compiled with the macros of weights.cuh (SCALED 1) and NT tokens / 8, WN, DEPTH, SHARE.
+// Compiled with the macros of weights.cuh (SCALED 1) and NT tokens / 8, WN, DEPTH, SHARE, SPLIT 1 | 2 (then whole tiles, of a multiple of
+// DEPTH / 2 chunks).
 
 #include "weights.cuh"
 
 constexpr int ROWS = WN * 16;
 constexpr int TOKENS = NT * 8;
-constexpr int THREADS = WN * 32;
+constexpr int WORKERS = SPLIT * WN * 32;                     // threads that multiply
+constexpr int THREADS = WORKERS + 128;                      // registers are given to four warps together
 constexpr int X_BYTES = TOKENS * 128;                        // of a stage
-constexpr int LINE = ROWS + 8;                               // halves from token to token among the results: few bank conflicts
 constexpr int READS = NT < 4 ? NT * 4 : 16;                  // of parts of sums that are on their way at once
 constexpr int FIELDS = ASYM ? 2 : 1;
 constexpr int METAS = GROUP ? 4 / GROUP * FIELDS : FIELDS;   // words of scales and zeros of a lane, in a chunk
+constexpr int KEPT = NT / SPLIT;                             // eights of tokens whose sums a warp writes
+constexpr bool RING = SPLIT > 1;                             // weights come by way of shared memory
+constexpr int SLOT = WN * TILE_BYTES;                        // bytes of a chunk's weights there: low, high, meta of each warp
+constexpr int X_PART = DEPTH * X_BYTES, RINGS = X_PART + (RING ? DEPTH / 2 * SLOT : 0);
+constexpr int MOST = RING ? BITS == 8 ? 2 : 4 : 8;           // as fit beside that
+constexpr int STRIP = KEPT < MOST ? KEPT : MOST;             // of them lie in shared memory at once
+constexpr int LINE = 64 + 8;                                 // halves from token to token there: no bank conflicts
+constexpr int TOLD = STRIP * 2048;                           // bytes of sums that four warps tell others at once
+constexpr int OUT_BYTES = RING && TOLD > STRIP * 8 * LINE * 2 ? TOLD : STRIP * 8 * LINE * 2;   // of four warps, for them and for results
+
+static_assert(DEPTH <= 8, "barriers have 128 bytes");
+static_assert(!RING || DEPTH % 4 == 0, "each set has stages of its own, two of a chunk");
 
 typedef Sum Sums[NT][4];
+typedef Sum Kept[KEPT][4];
+
+// a place in the line of chunks
+struct Walk {
+    int token, down, chunk;                                  // tile over tokens, over rows
+    const int chunks, across;
+    INLINE void step(int by) {
+        chunk += by;
+        if (chunk < chunks) return;
+        chunk = 0;
+        if (++token == across) token = 0, down++;
+    }
+};
+
+// where a warp's weights of a chunk begin
+struct Source {
+    const u8 *low, *high, *meta;
+    INLINE Source at(size_t chunk) const { return {low + chunk * LOW_BYTES, high + chunk * HIGH_BYTES, meta + chunk * META_BYTES}; }
+};
+INLINE Source in_slot(const u8* slot) { return {slot, slot + WN * LOW_BYTES, slot + WN * (LOW_BYTES + HIGH_BYTES)}; }
 
 // what a lane needs of a chunk
 struct Chunk {
     Words words, before;
     u32 meta[METAS];
-    INLINE void get(const u8* low, const u8* high, const u8* from, size_t at, int lane) {
-        words = words_of(low + at * LOW_BYTES, high + at * HIGH_BYTES, lane);
-        if (CODEC) before = words_of(low + at * LOW_BYTES, high + at * HIGH_BYTES, (lane + 31) % 32);
+    INLINE void get(const Source& from, int lane) {
+        words = words_of(from.low, from.high, lane);
+        if (CODEC) before = words_of(from.low, from.high, (lane + 31) % 32);
         if (!GROUP) return;
 #pragma unroll
         for (int g = 0; g < METAS / FIELDS; g++) {
-            const u32* m = (const u32*)(from + at * META_BYTES + (g * 8 + lane / 4) * META);
+            const u32* m = (const u32*)(from.meta + (g * 8 + lane / 4) * META);
             meta[g * FIELDS] = m[0];
             if (ASYM) meta[g * FIELDS + FIELDS - 1] = m[1];
         }
     }
 };
 
-// 32 columns: unit U of a chunk. a: free, since the products of two units before are done. x: address of the stage
+// 32 columns: unit U of a chunk. a: free, since the products of two units before are done. x16: address of the stage / 16
 template <int U>
-INLINE void step(Sums& sums, u32 (&a)[8], const Chunk& chunk, const Words& table, Group& group, u32 x) {
+INLINE void step(Sums& sums, u32 (&a)[8], const Chunk& chunk, const Words& table, Group& group, u32 x16) {
     if (GROUP && U % UNITS == 0) group.set(chunk.meta[U / UNITS * FIELDS], chunk.meta[U / UNITS * FIELDS + FIELDS - 1]);
     unit<U>(a, chunk.words, CODEC ? chunk.before : table, group.top, group.bottom, {});
     if (!CODEC) {
@@ -50,8 +86,8 @@ INLINE void step(Sums& sums, u32 (&a)[8], const Chunk& chunk, const Words& table
         for (int j = 0; j < 8; j++) a[j] = mul2(a[j], j % 2 ? group.lower2 : group.upper2);
     }
     wide_begin();
-    wide_multiply(sums, a, (x + U % 2 * 64) >> 4, 1);
-    wide_multiply(sums, a + 4, (x + U % 2 * 64 + 32) >> 4, 1);
+    wide_multiply(sums, a, x16 + U % 2 * 4, 1);
+    wide_multiply(sums, a + 4, x16 + U % 2 * 4 + 2, 1);
     wide_end();
     wide_wait_for_all_but<1>();
 }
@@ -60,147 +96,234 @@ INLINE void step(Sums& sums, u32 (&a)[8], const Chunk& chunk, const Words& table
 INLINE int share_begin(int cluster, int clusters, int all) { return (int)((long long)cluster * all / clusters); }
 INLINE int owner(int chunk, int clusters, int all) { return (int)((((long long)chunk + 1) * clusters - 1) / all); }
 
-// y [tokens, ROWS] of a tile, by way of shared memory
-INLINE void write_tile(u16* results, const Sums& sums, u16* y, int token, int all_tokens, int first_row, int rows) {
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+// SPLIT 2: the sums of the tokens that this warp keeps, its own and those of the warp of the other set with the same rows, which lie
+// `other` bytes from its own. box: what it tells; barrier: that of the four warps and the others
+INLINE void exchange(Kept& kept, const Sums& sums, u8* box, int other, int set, int barrier) {
+    float4* told = (float4*)(box + threadIdx.x % 128 * 16);
+    const float4* heard = (const float4*)(box + other + threadIdx.x % 128 * 16);
 #pragma unroll
-    for (int i = 0; i < NT * 4; i++)
-        results[(i / 4 * 8 + lane % 4 * 2 + i % 2) * LINE + warp * 16 + lane / 4 + i % 4 / 2 * 8] = in_type(sums[i / 4][i % 4]);
-    __syncthreads();
-    for (int i = threadIdx.x; i < TOKENS * ROWS / 8; i += THREADS) {
-        const int t = i / (ROWS / 8), row = i % (ROWS / 8) * 8;
-        if (token + t >= all_tokens) break;
-        u16* to = y + (size_t)(token + t) * rows + first_row + row;
-        const u16* from = results + t * LINE + row;
-        if (rows % 8 == 0) {
-            if (first_row + row < rows) *(uint4*)to = *(const uint4*)from;
-        } else {
+    for (int e = 0; e < KEPT; e += STRIP) {
 #pragma unroll
-            for (int j = 0; j < 8; j++)
-                if (first_row + row + j < rows) to[j] = from[j];
+        for (int i = 0; i < STRIP; i++) {
+            const Sum(&lower)[4] = sums[e + i], (&upper)[4] = sums[NT - KEPT + e + i];
+            told[i * 128] = set ? float4{lower[0], lower[1], lower[2], lower[3]} : float4{upper[0], upper[1], upper[2], upper[3]};
+#pragma unroll
+            for (int j = 0; j < 4; j++) kept[e + i][j] = set ? upper[j] : lower[j];
+        }
+        meet_some(barrier, 256);
+#pragma unroll
+        for (int i = 0; i < STRIP; i++) {
+            const float4 v = heard[i * 128];
+            kept[e + i][0] += v.x, kept[e + i][1] += v.y, kept[e + i][2] += v.z, kept[e + i][3] += v.w;
+        }
+        meet_some(barrier, 256);                             // the boxes are free
+    }
+}
+
+// y of 64 rows, of four warps, by way of shared memory
+template <int EIGHTS>
+INLINE void write_tile(u16* results, const Sum (&sums)[EIGHTS][4], u16* y, int token, int all_tokens, int first_row, int rows) {
+    const int lane = threadIdx.x % 32, four = threadIdx.x / 128;
+    const u32 place = address(results + lane % 8 * LINE + threadIdx.x / 32 % 4 * 16 + lane / 8 % 2 * 8);
+#pragma unroll
+    for (int e = 0; e < EIGHTS; e += STRIP) {
+        meet_some(1 + four, 128);
+#pragma unroll
+        for (int i = 0; i < STRIP; i++) {
+            const Sum(&s)[4] = sums[e + i];
+            write_transposed(place + i * 8 * LINE * 2, in_type(s[0]) | (u32)in_type(s[1]) << 16, in_type(s[2]) | (u32)in_type(s[3]) << 16);
+        }
+        meet_some(1 + four, 128);
+#pragma unroll 1
+        for (int i = threadIdx.x % 128; i < STRIP * 64; i += 128) {
+            const int t = token + e * 8 + i / 8, row = first_row + i % 8 * 8;
+            if (t >= all_tokens) break;
+            u16* to = y + (size_t)t * rows + row;
+            const u16* from = results + i / 8 * LINE + i % 8 * 8;
+            if (rows % 8 == 0) {
+                if (row < rows) *(uint4*)to = *(const uint4*)from;
+            } else {
+#pragma unroll
+                for (int j = 0; j < 8; j++)
+                    if (row + j < rows) to[j] = from[j];
+            }
         }
     }
-    __syncthreads();
 }
 
 // x: [tokens, inputs] in boxes of 64 columns, TOKENS / SHARE tokens. beside: CODEC: one scale, LUT: the table's bytes
-// grain: chunks, of a tile, or 1; then parts [clusters, 2, SHARE, NT * 4, THREADS] and count [tiles, SHARE] (0 before and after)
+// grain: chunks, of a tile, or 1; then parts [clusters, 2, SHARE, NT * 4, WORKERS] and count [tiles, SHARE] (0 before and after)
 extern "C" __global__ void __cluster_dims__(1, SHARE, 1) __launch_bounds__(THREADS, 1)
     prefill(const __grid_constant__ TensorMap x, const u8* low, const u8* high, const u8* meta, u16* y, const float* beside,
             float* parts, int* count, int all_tokens, int rows, int chunks, int grain) {
     extern __shared__ __align__(1024) u8 shared[];
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, rank = blockIdx.y % SHARE;
-    const u32 xs = address(shared), full = xs + DEPTH * X_BYTES, empty = full + 8 * DEPTH;
-    u16* results = (u16*)(shared + DEPTH * X_BYTES + 128);   // [TOKENS, LINE]
+    const int lane = threadIdx.x % 32, warp = warp_index(), set = warp / WN, rank = blockIdx.y % SHARE;
+    const u32 xs = address(shared), full = xs + RINGS, empty = full + 8 * DEPTH;
+    u8* out = shared + RINGS + 128 + warp / 4 * OUT_BYTES;          // of four warps
     __shared__ float factor;
     if (threadIdx.x == 0) {
         factor = CODEC ? beside[0] : 1.f;
 #pragma unroll
         for (int s = 0; s < DEPTH; s++) begin_barrier(full + 8 * s, 1), begin_barrier(empty + 8 * s, SHARE * WN);
     }
-    meet_in_cluster();
+    __syncthreads();
+    if (SHARE > 1) wait_for_the_cluster();
     let_the_next_kernel_start();
 
     const int cluster = blockIdx.y / SHARE, clusters = gridDim.y / SHARE, last_tile = (rows + 15) / 16 - 1;
     const int across = (all_tokens + TOKENS - 1) / TOKENS, down = (rows + SHARE * ROWS - 1) / (SHARE * ROWS);
     const int all = across * down * chunks, begin = share_begin(cluster, clusters, all / grain) * grain;
-    const int stages = 2 * (share_begin(cluster + 1, clusters, all / grain) * grain - begin);
-    const auto first_row = [&](int tile) { return (tile / across * SHARE + rank) * ROWS; };
-    int tile = begin / chunks, chunk = begin % chunks;
-    int brought = 0, token = tile % across, column = chunk * 128;             // of the next stage of x
-    const auto bring = [&] {                                 // this block's part of it, to all
-        const u32 barrier = full + 8 * (brought % DEPTH), to = xs + brought % DEPTH * X_BYTES + rank * (X_BYTES / SHARE);
-        expect_bytes(barrier, X_BYTES);
-        copy_box(to, x, column, token * TOKENS + rank * (TOKENS / SHARE), barrier, SHARE);
-        brought++, column += 64;
-        if (column == chunks * 128) column = 0, token = token + 1 == across ? 0 : token + 1;
+    int left = share_begin(cluster + 1, clusters, all / grain) * grain - begin;            // chunks
+    Walk at{begin / chunks % across, begin / chunks / across, begin % chunks, chunks, across};
+    const auto first_row = [&](int down) { return (down * SHARE + rank) * ROWS; };
+
+    int stage = 0, parity = 0;
+    const auto next_stage = [&](int by) {
+        stage += by;
+        if (stage >= DEPTH) stage -= DEPTH, parity ^= 1;
     };
-    const auto place = [&](int tile) { return min(first_row(tile) / 16 + warp, last_tile); };   // of 16 rows of this warp
-
-    size_t at = (size_t)place(tile) * chunks + chunk;
-    Chunk next;
-    next.get(low, high, meta, at, lane);
-    Group group;
-    Words table;
-    if (LUT) table = table_of(beside);
-    wait_for_the_kernels_before();
-    if (threadIdx.x == 0)
-        while (brought < min(DEPTH, stages)) bring();
-
-    u32 a[2][8];
-    int stage = 0, parity = 0, i = 0;                        // stage i lies in place `stage`
-    Sums sums;
-    const auto half_chunk = [&](const Chunk& now, bool odd) {
-        const int old = i - 2;                               // by now most warps have read stage `old`
-        if (threadIdx.x == 0 && old >= 0 && old + DEPTH < stages) {
-            wait_for_phase(empty + 8 * (old % DEPTH), old / DEPTH & 1);
-            bring();
-        }
-        __syncwarp();
-        wait_for_phase(full + 8 * stage, parity);
-        const u32 here = xs + stage * X_BYTES;
-        if (odd) step<2>(sums, a[0], now, table, group, here);
-        else step<0>(sums, a[0], now, table, group, here);
-        // here this warp has read the stage before this one
-        if (i && lane < SHARE) arrive_in_cluster(empty + 8 * ((stage ? stage : DEPTH) - 1), lane);
-        if (odd) step<3>(sums, a[1], now, table, group, here);
-        else step<1>(sums, a[1], now, table, group, here);
-        if (++stage == DEPTH) stage = 0, parity ^= 1;
-        i++;
-    };
+    if (warp >= SPLIT * WN) {
+        fewer_registers<24>();
+        const int what = warp - SPLIT * WN;                  // 0: x; 1, 2, 3: low, high and meta of the weights
+        const bool one = elected();
+        if (what == 0 && one) {
+            fetch_map(x);
+            wait_for_the_kernels_before();
 #pragma unroll 1
-    while (i < stages) {
-        const int from = chunk, to = min(chunks, chunk + (stages - i) / 2);
-        if (GROUP == 0 && !CODEC) {
-            const u32* m = (const u32*)(meta + ((size_t)place(tile) * 8 + lane / 4) * META);
-            group.set(m[0], m[FIELDS - 1]);
-        }
-#pragma unroll
-        for (int j = 0; j < NT * 4; j++) sums[j / 4][j % 4] = 0;
-#pragma unroll 1
-        for (; chunk < to; chunk++) {
-            const Chunk now = next;
-            at = chunk + 1 < chunks ? at + 1 : (size_t)place(tile + 1) * chunks;
-            if (i + 2 < stages) next.get(low, high, meta, at, lane);
-            half_chunk(now, false);
-            half_chunk(now, true);
-        }
-        wide_wait_for_all_but<0>();
-        __syncthreads();
-        // ptxas 13.0 moves what reads sums above the wait: partial sums were seen. It cannot move this read, which they need
-        const float by = *(volatile float*)&factor;
-#pragma unroll
-        for (int j = 0; j < NT * 4; j++) sums[j / 4][j % 4] *= by;
-
-        bool mine = true;
-        if (to - from < chunks) {
-            const int tile_begin = tile * chunks;
-            const int one = owner(tile_begin, clusters, all), other = owner(tile_begin + chunks - 1, clusters, all);
-            const auto part_of = [&](int c) {                // its part of this tile is its first one, or else its last
-                const bool later = share_begin(c, clusters, all) < tile_begin;
-                return parts + (((size_t)c * 2 + later) * SHARE + rank) * (NT * 4 * THREADS) + threadIdx.x;
-            };
-            float* own = part_of(cluster);
-#pragma unroll
-            for (int j = 0; j < NT * 4; j++) own[j * THREADS] = sums[j / 4][j % 4];
-            mine = last_of(count + tile * SHARE + rank, other - one + 1);
-            if (mine) {
-#pragma unroll
-                for (int j = 0; j < NT * 4; j += READS) {
-                    float sum[READS] = {};
-#pragma unroll 1
-                    for (int c = one; c <= other; c++) {
-                        const float* part = part_of(c) + j * THREADS;
-#pragma unroll
-                        for (int k = 0; k < READS; k++) sum[k] += c == cluster ? sums[(j + k) / 4][k % 4] : read_far(part + k * THREADS);
-                    }
-#pragma unroll
-                    for (int k = 0; k < READS; k++) sums[(j + k) / 4][k % 4] = sum[k];
-                }
+            for (int i = 0; i < 2 * left; i++) {             // this block's part of a stage, to all that share it
+                if (i >= DEPTH) wait_for_phase(empty + 8 * stage, parity ^ 1);
+                expect_bytes(full + 8 * stage, X_BYTES + (RING && i % 2 == 0 ? SLOT : 0));
+                copy_box(xs + stage * X_BYTES + rank * (X_BYTES / SHARE), x, at.chunk * 128 + i % 2 * 64,
+                         at.token * TOKENS + rank * (TOKENS / SHARE), full + 8 * stage, SHARE);
+                next_stage(1);
+                if (i % 2) at.step(1);
             }
         }
-        if (mine) write_tile(results, sums, y, tile % across * TOKENS, all_tokens, first_row(tile), rows);
-        chunk = 0, tile++;
+        const int bytes = what == 1 ? LOW_BYTES : what == 2 ? HIGH_BYTES : META_BYTES;
+        if (RING && what && bytes && one) {
+            const u8* from = what == 1 ? low : what == 2 ? high : meta;
+            const u32 slots = xs + X_PART + (what == 1 ? 0 : what == 2 ? WN * LOW_BYTES : WN * (LOW_BYTES + HIGH_BYTES));
+#pragma unroll 1
+            for (int i = 0; i < left; i++) {
+                if (2 * i >= DEPTH) wait_for_phase(empty + 8 * stage, parity ^ 1);
+                const int tile = first_row(at.down) / 16;
+#pragma unroll
+                for (int w = 0; w < WN; w++)
+                    copy_many(slots + stage / 2 * SLOT + w * bytes, from + ((size_t)min(tile + w, last_tile) * chunks + at.chunk) * bytes,
+                              bytes, full + 8 * stage);
+                next_stage(2);
+                at.step(1);
+            }
+        }
+        __syncwarp();
+    } else {
+        more_registers<SPLIT * WN <= 8 ? 240 : 112>();
+        const auto place = [&](int down) { return min(first_row(down) / 16 + warp % WN, last_tile); };   // of 16 rows of this warp
+        const auto source = [&] { return Source{low, high, meta}.at((size_t)place(at.down) * chunks + at.chunk); };
+        Chunk next;
+        if (!RING) next.get(source(), lane);
+        Group group;
+        Words table;
+        if (LUT) table = table_of(beside);
+        wait_for_the_kernels_before();
+
+        u32 a[2][8];
+        Sums sums;
+        bool began = false;                                  // there is a stage before
+        // half a chunk in stage `here`; meanwhile this warp ends with the stage before
+        const auto half_chunk = [&](const Chunk& now, bool odd, int here, int before) {
+            const u32 x16 = (xs + here * X_BYTES) / 16;
+            if (odd) step<2>(sums, a[0], now, table, group, x16);
+            else step<0>(sums, a[0], now, table, group, x16);
+            if (began && lane < SHARE) arrive_in_cluster(empty + 8 * before, lane);
+            if (odd) step<3>(sums, a[1], now, table, group, x16);
+            else step<1>(sums, a[1], now, table, group, x16);
+            began = true;
+        };
+#pragma unroll 1
+        while (left > 0) {
+            const Walk here = at;
+            const int number = min(chunks - at.chunk, left);       // of chunks of this tile
+            if (GROUP == 0 && !CODEC) {
+                const u32* m = (const u32*)(meta + ((size_t)place(at.down) * 8 + lane / 4) * META);
+                group.set(m[0], m[FIELDS - 1]);
+            }
+#pragma unroll
+            for (int j = 0; j < NT * 4; j++) sums[j / 4][j % 4] = 0;
+            if constexpr (RING) {                            // a round of the ring: stages by constants, which costs fewer instructions
+#pragma unroll 1
+                for (int n = chunks / (DEPTH / 2); n > 0; n--) {
+#pragma unroll
+                    for (int s = 0; s < DEPTH; s += 4) {     // of both sets
+                        const int own = s + 2 * set;
+                        wait_for_phase(full + 8 * own, parity);
+                        Chunk now;
+                        now.get(in_slot(shared + X_PART + s / 2 * SLOT + set * SLOT).at(warp % WN), lane);
+                        half_chunk(now, false, own, (s + DEPTH - 3) % DEPTH + 2 * set);
+                        wait_for_phase(full + 8 * own + 8, parity);
+                        half_chunk(now, true, own + 1, own);
+                    }
+                    parity ^= 1;
+                }
+                left -= chunks, at.step(chunks);
+            } else {
+#pragma unroll 1
+                for (int n = number; n > 0; n--) {
+                    const Chunk now = next;
+                    left--, at.step(1);
+                    if (left > 0) next.get(source(), lane);
+#pragma unroll
+                    for (int h = 0; h < 2; h++) {
+                        wait_for_phase(full + 8 * stage, parity);
+                        half_chunk(now, h, stage, (stage ? stage : DEPTH) - 1);
+                        next_stage(1);
+                    }
+                }
+            }
+            wide_wait_for_all_but<0>();
+            meet_some(1 + warp / 4, 128);
+            // ptxas 13.0 moves what reads sums above the wait: partial sums were seen. It cannot move this read, which they need
+            const float by = *(volatile float*)&factor;
+#pragma unroll
+            for (int j = 0; j < NT * 4; j++) sums[j / 4][j % 4] *= by;
+
+            bool mine = true;
+            if (SPLIT == 1 && number < chunks) {
+                const int tile = here.down * across + here.token, tile_begin = tile * chunks;
+                const int one = owner(tile_begin, clusters, all), other = owner(tile_begin + chunks - 1, clusters, all);
+                const auto part_of = [&](int c) {            // its part of this tile is its first one, or else its last
+                    const bool second = share_begin(c, clusters, all) < tile_begin;
+                    return parts + (((size_t)c * 2 + second) * SHARE + rank) * (NT * 4 * WORKERS) + threadIdx.x;
+                };
+                float* own = part_of(cluster);
+#pragma unroll
+                for (int j = 0; j < NT * 4; j++) own[j * WORKERS] = sums[j / 4][j % 4];
+                mine = last_of<WORKERS>(count + tile * SHARE + rank, other - one + 1);
+                if (mine) {
+#pragma unroll
+                    for (int j = 0; j < NT * 4; j += READS) {
+                        float sum[READS] = {};
+#pragma unroll 1
+                        for (int c = one; c <= other; c++) {
+                            const float* from = part_of(c) + j * WORKERS;
+#pragma unroll
+                            for (int k = 0; k < READS; k++)
+                                sum[k] += c == cluster ? sums[(j + k) / 4][k % 4] : read_far(from + k * WORKERS);
+                        }
+#pragma unroll
+                        for (int k = 0; k < READS; k++) sums[(j + k) / 4][k % 4] = sum[k];
+                    }
+                }
+            }
+            const int token = here.token * TOKENS + set * KEPT * 8, four = warp % WN / 4, row = first_row(here.down) + four * 64;
+            if constexpr (SPLIT > 1) {
+                Kept kept;
+                exchange(kept, sums, out, (set ? -1 : 1) * WN / 4 * OUT_BYTES, set, 8 + four);
+                write_tile((u16*)out, kept, y, token, all_tokens, row, rows);
+            } else if (mine) {
+                write_tile((u16*)out, sums, y, token, all_tokens, row, rows);
+            }
+        }
     }
-    meet_in_cluster();                                       // no block ends while another one may still tell it something
+    if (SHARE > 1) meet_in_cluster();                        // no block ends while another one may still tell it something
 }
