@@ -181,11 +181,11 @@ class Run:
         try:
             if self.source.embed in steps:
                 self.end(self.source.embed, book, Stats)
-            if outside.real and ranks.mine() == 0:
-                outside.do(self.writer.write_outside)
             if self.source.prefix(0) not in book:
                 self.reading.begin(0)
             entered, kwargs = streams, kwargs = self.enter(batches)
+            if outside.real and ranks.mine() == 0:  # not before: both read what lies outside, by the same few threads
+                outside.do(self.writer.write_outside)
             if tokens is not None:
                 self.gradients.collect(tokens, kwargs, self.device, self.compute)
             for index in range(len(self.source.blocks)):
