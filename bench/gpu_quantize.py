@@ -27,6 +27,7 @@ from _rows import keep
 
 import lowbit
 from lowbit.core import device as devices
+from lowbit.core import ranks
 from lowbit.formats import Format
 from lowbit.kernels import scales
 from lowbit.methods.awq import AWQ
@@ -178,8 +179,10 @@ def run(wanted: argparse.Namespace, folder: Path, text: Path) -> Any:
         device=wanted.device,
         progress=Told(),
     )
-    if int(os.environ.get("RANK", "0")) == 0:
+    ranks.meet()  # all have looked into it
+    if ranks.mine() == 0:
         shutil.rmtree(out)
+    ranks.meet()  # nobody begins anew before it is gone
     return result
 
 
