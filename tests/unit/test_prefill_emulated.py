@@ -43,8 +43,8 @@ def compiled(folder: Path, kind: Kind, dtype: torch.dtype, how: Cut) -> ctypes.C
     ("int4-g64", torch.bfloat16, 520, 320, 50, Cut(16, 4, 3), 3, 3),
     ("int8-row", torch.float16, 130, 264, 40, Cut(16, 4, 2, 1), 4, 3),
     ("int4-g128", torch.bfloat16, 130, 1024, 20, Cut(16, 4, 4, 1, 2), 3, 8),
-    ("int4-g128", torch.bfloat16, 260, 1024, 40, Cut(16, 8, 8, 2, 2), 2, 8),
-    ("int3-g64-asym", torch.bfloat16, 72, 448, 90, Cut(16, 4, 4, 1, 2), 2, 4),
+    ("int4-g128", torch.bfloat16, 260, 768, 40, Cut(16, 8, 6, 2, 2), 2, 6),
+    ("int3-g64-asym", torch.bfloat16, 72, 448, 90, Cut(16, 4, 5, 1, 2), 2, 4),
     ("trellis3-plain", torch.bfloat16, 80, 512, 18, Cut(32, 4, 8, 2, 2), 1, 4),
 ])  # fmt: skip
 def test_prefill_cu(
@@ -93,16 +93,15 @@ def test_every_launch_can_be(tokens: int, rows: int) -> None:
     for how in _prefill.CHUNK:
         for grains in (1, 32):
             blocks = how.clusters(tokens, rows, grains) * how.share
-            assert not _build.impossible((1, blocks, 1), how.threads, how.shared_bytes(Kind(8, 4, True)))
-            assert blocks % how.share == 0
+            assert not _build.impossible((1, blocks, 1), how.threads, how.shared_bytes) and blocks % how.share == 0
 
 
 def test_what_is_taken_is_what_was_faster_on_a_gpu() -> None:
     """Rows, inputs, tokens as timed on an H200; False: a decoded matrix and the vendor's product were faster."""
-    timed = {(4096, 4096): (128, 1536), (4096, 14336): (128,)}
+    timed = {(4096, 4096): (128,), (4096, 14336): (128,)}
     assert not any(_prefill.pays(tokens, rows, inputs // 128) for (rows, inputs), told in timed.items() for tokens in told)
     timed = {(4096, 4096): (512, 1024, 2048), (14336, 4096): (512, 1024), (4096, 14336): (512, 1024, 2048)}
     assert all(_prefill.pays(tokens, rows, inputs // 128) for (rows, inputs), told in timed.items() for tokens in told)
     cuts = {(512, 4096, 32): _prefill.SPLIT, (1024, 4096, 32): _prefill.WIDE, (512, 4096, 112): _prefill.SPLIT}
     assert all(_prefill.fastest(*point).cut == cut for point, cut in cuts.items())
-    assert _prefill.fastest(512, 4096, 34).cut.split == 1
+    assert _prefill.fastest(512, 4096, 33).cut.split == 1

@@ -226,7 +226,6 @@ static u8* at_address(u32 a, int bytes) {
 static u32 address(const void* p) { return (u32)((const u8*)p - block_memory()); }
 template <class T>
 static T read_as(u32 a) { T v; memcpy(&v, at_address(a, sizeof(T)), sizeof(T)); return v; }
-static u32 read2(u32 a) { return read_as<u16>(a); }
 static u32 read4(u32 a) { return read_as<u32>(a); }
 static uint2 read8(u32 a) { return read_as<uint2>(a); }
 static uint4 read16(u32 a) { return read_as<uint4>(a); }

@@ -2,8 +2,9 @@
 
 In / Out  x [tokens, in], prepared words (low, high, meta), y [tokens, out] to be written.
 Idea      Decoding a matrix first costs as much as reading and writing it in bfloat16; here the weights are decoded in registers
-          while the tensor cores multiply. Tiles of 256 tokens hide it best; where they are too few for all multiprocessors,
-          tiles of half the tokens with two sets of warps that take turns; or tiles are shared so that all end together.
+          while the tensor cores multiply, and only x goes through shared memory. Tiles of 256 tokens hide it best; where they
+          are too few for all multiprocessors, tiles of half the tokens with two sets of warps that take turns; or tiles are
+          shared so that all end together.
 Source    Machete (vLLM, 2024) for weights as the left operand of wgmma from registers, Stream-K (2301.03598) for the shares;
           layout and kernel are our own.
 """
@@ -34,16 +35,12 @@ class Cut:
     def threads(self) -> int:
         return 32 * self.warps * self.split + 128
 
-    def shared_bytes(self, kind: Kind) -> int:
-        ring = self.split > 1  # of weights; then sums are told, too
-        strip = min(self.tokens // 8 // self.split, (2 if kind.bits == 8 else 4) if ring else 8)
-        weights = kind.bits * 256 + kind.groups * 8 * (8 if kind.zeros else 4)  # of a warp and chunk
-        rings = self.stages * self.tokens * 128 + (self.stages // 2 * self.warps * weights if ring else 0)
-        return rings + 128 + self.warps // 4 * self.split * strip * (2048 if ring else 8 * (64 + 8) * 2)
-
-    def fits(self, chunks: int) -> bool:
-        """Whether the chunks of a tile are whole rounds of the ring of stages, where sets take turns."""
-        return self.split == 1 or chunks % (self.stages // 2) == 0
+    @property
+    def shared_bytes(self) -> int:
+        kept = self.tokens // self.split
+        results = min(kept, 64) * (64 + 8) * 2
+        told = kept * 64 * 4 if self.split > 1 else 0
+        return self.stages * self.tokens * 128 + 128 + self.warps // 4 * self.split * max(results, told)
 
     def tiles(self, tokens: int, rows: int) -> int:
         """Tiles of a cluster."""
@@ -57,7 +54,7 @@ class Cut:
 WIDE, SPLIT = Cut(), Cut(128, 8, 8, 1, 2)
 LAUNCH, ENDED, JOINED = 3.0, 2.0, 18.0
 """Microseconds: of a launch, of the end of a tile, of the sums of tiles that clusters share."""
-CHUNK = {WIDE: 1.33, SPLIT: 0.77}
+CHUNK = {WIDE: 1.33, SPLIT: 0.7}
 """Microseconds of a tile's 128 columns."""
 DECODED, MULTIPLIED = 1.55e6, 7.7e8
 """Weights decoded and floating-point operations of the vendor's product a microsecond. All measured on an H200."""
@@ -76,7 +73,7 @@ class Plan:
 def fastest(tokens: int, rows: int, chunks: int) -> Plan:
     found = []
     for cut, chunk in CHUNK.items():
-        if not cut.fits(chunks):
+        if chunks % cut.split:
             continue
         tiles, clusters = cut.tiles(tokens, rows), PROCESSORS // cut.share
         found.append(Plan(cut, True, LAUNCH + -(-tiles // clusters) * (chunks * chunk + ENDED)))
@@ -121,4 +118,4 @@ def launch(
     pointers = (prepared["low"], prepared.get("high"), prepared.get("meta"), y, beside, parts, counts)
     sizes = (tokens, rows, chunks, grain)
     arguments: tuple[int | TensorMap, ...] = (TensorMap(x, how.tokens // how.share), *map(address, pointers), *sizes)
-    kernel.launch((1, clusters * how.share, 1), how.threads, arguments, how.shared_bytes(kind), overlap=True)
+    kernel.launch((1, clusters * how.share, 1), how.threads, arguments, how.shared_bytes, overlap=True)

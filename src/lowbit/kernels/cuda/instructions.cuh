@@ -147,11 +147,6 @@ INLINE u32 transposed(u32 v) {                               // an 8 x 8 of halv
 // ---- shared memory, by its 32-bit addresses
 
 INLINE u32 address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
-INLINE u32 read2(u32 at) {
-    u16 v;
-    asm volatile("ld.shared.u16 %0, [%1];" : "=h"(v) : "r"(at) : "memory");
-    return v;
-}
 INLINE u32 read4(u32 at) {
     u32 v;
     asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(at) : "memory");

@@ -1,18 +1,17 @@
 // prefill.cu - y = x W.T for packed weights and many tokens: tensor cores multiply what the other instructions decode meanwhile.
 //
-// A block has SPLIT sets of WN warps over 16 rows each, four of them a wgmma, and four warps more, of which one lets the tensor copy
-// engine bring x, 64 columns of TOKENS tokens a stage, DEPTH stages in a ring. While a unit of 32 columns is multiplied the next one is
-// decoded. SHARE blocks of a cluster, one below the other, have the same tokens: each brings a part of every stage to all of them.
-// SPLIT 1: weights come straight from global memory to the registers that hold them as left operands, a chunk of 128 columns ahead.
-// SPLIT 2: two sets have the same rows and take turns along the columns, chunk by chunk, so that one decodes while the other one's
-// products run; in the end each has all sums of half of the tokens, since they tell each other the other half. Registers are few then:
-// the other warps bring weights too, a chunk's beside its two stages.
+// A block has SPLIT sets of WN warps over 16 rows each, four of them a wgmma, and one thread more that lets the tensor copy engine
+// bring x, 64 columns of TOKENS tokens a stage, DEPTH stages in a ring. Weights come straight from global memory to the registers that
+// hold them as left operands, a chunk of 128 columns ahead; while a unit of 32 columns is multiplied the next one is decoded.
+// SHARE blocks of a cluster, one below the other, have the same tokens: each brings a part of every stage to all of them.
+// SPLIT 2: the two sets have the same rows and take turns along the columns, chunk by chunk; in the end each has all sums of half of
+// the tokens, since they tell each other the other half.
 // All chunks of all tiles (of a cluster: rows by tokens) are one line, tokens fastest, and every cluster has the same share of it, in
 // grains: of whole tiles; or of a chunk, then tiles at the ends of a share have several clusters, and the last of them to come adds
 // their sums, in order of index.
 //
-// Compiled with the macros of weights.cuh (SCALED 1) and NT tokens / 8, WN, DEPTH, SHARE, SPLIT 1 | 2 (then whole tiles, of a multiple of
-// DEPTH / 2 chunks).
+// Compiled with the macros of weights.cuh (SCALED 1) and NT tokens / 8, WN, DEPTH, SHARE, SPLIT 1 | 2 (then whole tiles of an even
+// number of chunks).
 
 #include "weights.cuh"
 
@@ -25,29 +24,24 @@ constexpr int READS = NT < 4 ? NT * 4 : 16;                  // of parts of sums
 constexpr int FIELDS = ASYM ? 2 : 1;
 constexpr int METAS = GROUP ? 4 / GROUP * FIELDS : FIELDS;   // words of scales and zeros of a lane, in a chunk
 constexpr int KEPT = NT / SPLIT;                             // eights of tokens whose sums a warp writes
-constexpr bool RING = SPLIT > 1;                             // weights come by way of shared memory
-constexpr int SLOT = WN * TILE_BYTES;                        // bytes of a chunk's weights there: low, high, meta of each warp
-constexpr int X_PART = DEPTH * X_BYTES, RINGS = X_PART + (RING ? DEPTH / 2 * SLOT : 0);
-constexpr int MOST = RING ? BITS == 8 ? 2 : 4 : 8;           // as fit beside that
-constexpr int STRIP = KEPT < MOST ? KEPT : MOST;             // of them lie in shared memory at once
+constexpr int STRIP = KEPT < 8 ? KEPT : 8;                   // of them lie in shared memory at once
 constexpr int LINE = 64 + 8;                                 // halves from token to token there: no bank conflicts
-constexpr int TOLD = STRIP * 2048;                           // bytes of sums that four warps tell others at once
-constexpr int OUT_BYTES = RING && TOLD > STRIP * 8 * LINE * 2 ? TOLD : STRIP * 8 * LINE * 2;   // of four warps, for them and for results
+constexpr int TOLD = SPLIT > 1 ? KEPT * 2048 : 0;            // bytes of sums that four warps tell others
+constexpr int OUT_BYTES = TOLD > STRIP * 8 * LINE * 2 ? TOLD : STRIP * 8 * LINE * 2;   // of four warps, for them and for results
 
-static_assert(DEPTH <= 8, "barriers have 128 bytes");
-static_assert(!RING || DEPTH % 4 == 0, "each set has stages of its own, two of a chunk");
+static_assert(DEPTH <= 8 && DEPTH >= 2 * SPLIT, "barriers have 128 bytes; what a set waits for must come before what the other one reads next");
 
 typedef Sum Sums[NT][4];
 typedef Sum Kept[KEPT][4];
 
-// a place in the line of chunks
+// the line of chunks from a set's point of view: of a tile of its cluster every SPLITth from `first` on, then the next tile
 struct Walk {
     int token, down, chunk;                                  // tile over tokens, over rows
-    const int chunks, across;
+    const int first, chunks, across;
     INLINE void step(int by) {
         chunk += by;
         if (chunk < chunks) return;
-        chunk = 0;
+        chunk = first;
         if (++token == across) token = 0, down++;
     }
 };
@@ -57,7 +51,6 @@ struct Source {
     const u8 *low, *high, *meta;
     INLINE Source at(size_t chunk) const { return {low + chunk * LOW_BYTES, high + chunk * HIGH_BYTES, meta + chunk * META_BYTES}; }
 };
-INLINE Source in_slot(const u8* slot) { return {slot, slot + WN * LOW_BYTES, slot + WN * (LOW_BYTES + HIGH_BYTES)}; }
 
 // what a lane needs of a chunk
 struct Chunk {
@@ -76,9 +69,9 @@ struct Chunk {
     }
 };
 
-// 32 columns: unit U of a chunk. a: free, since the products of two units before are done. x16: address of the stage / 16
+// 32 columns: unit U of a chunk. a: free, since the products of two units before are done. x: address of the stage
 template <int U>
-INLINE void step(Sums& sums, u32 (&a)[8], const Chunk& chunk, const Words& table, Group& group, u32 x16) {
+INLINE void step(Sums& sums, u32 (&a)[8], const Chunk& chunk, const Words& table, Group& group, u32 x) {
     if (GROUP && U % UNITS == 0) group.set(chunk.meta[U / UNITS * FIELDS], chunk.meta[U / UNITS * FIELDS + FIELDS - 1]);
     unit<U>(a, chunk.words, CODEC ? chunk.before : table, group.top, group.bottom, {});
     if (!CODEC) {
@@ -86,8 +79,8 @@ INLINE void step(Sums& sums, u32 (&a)[8], const Chunk& chunk, const Words& table
         for (int j = 0; j < 8; j++) a[j] = mul2(a[j], j % 2 ? group.lower2 : group.upper2);
     }
     wide_begin();
-    wide_multiply(sums, a, x16 + U % 2 * 4, 1);
-    wide_multiply(sums, a + 4, x16 + U % 2 * 4 + 2, 1);
+    wide_multiply(sums, a, (x + U % 2 * 64) >> 4, 1);
+    wide_multiply(sums, a + 4, (x + U % 2 * 64 + 32) >> 4, 1);
     wide_end();
     wide_wait_for_all_but<1>();
 }
@@ -97,27 +90,24 @@ INLINE int share_begin(int cluster, int clusters, int all) { return (int)((long 
 INLINE int owner(int chunk, int clusters, int all) { return (int)((((long long)chunk + 1) * clusters - 1) / all); }
 
 // SPLIT 2: the sums of the tokens that this warp keeps, its own and those of the warp of the other set with the same rows, which lie
-// `other` bytes from its own. box: what it tells; barrier: that of the four warps and the others
+// `other` bytes from its own. box: what it tells; place: barrier of the four warps and the others
 INLINE void exchange(Kept& kept, const Sums& sums, u8* box, int other, int set, int barrier) {
     float4* told = (float4*)(box + threadIdx.x % 128 * 16);
+#pragma unroll
+    for (int i = 0; i < KEPT; i++) {
+        const Sum(&lower)[4] = sums[i], (&upper)[4] = sums[NT - KEPT + i];
+        told[i * 128] = set ? float4{lower[0], lower[1], lower[2], lower[3]} : float4{upper[0], upper[1], upper[2], upper[3]};
+#pragma unroll
+        for (int j = 0; j < 4; j++) kept[i][j] = set ? upper[j] : lower[j];
+    }
+    meet_some(barrier, 256);
     const float4* heard = (const float4*)(box + other + threadIdx.x % 128 * 16);
 #pragma unroll
-    for (int e = 0; e < KEPT; e += STRIP) {
-#pragma unroll
-        for (int i = 0; i < STRIP; i++) {
-            const Sum(&lower)[4] = sums[e + i], (&upper)[4] = sums[NT - KEPT + e + i];
-            told[i * 128] = set ? float4{lower[0], lower[1], lower[2], lower[3]} : float4{upper[0], upper[1], upper[2], upper[3]};
-#pragma unroll
-            for (int j = 0; j < 4; j++) kept[e + i][j] = set ? upper[j] : lower[j];
-        }
-        meet_some(barrier, 256);
-#pragma unroll
-        for (int i = 0; i < STRIP; i++) {
-            const float4 v = heard[i * 128];
-            kept[e + i][0] += v.x, kept[e + i][1] += v.y, kept[e + i][2] += v.z, kept[e + i][3] += v.w;
-        }
-        meet_some(barrier, 256);                             // the boxes are free
+    for (int i = 0; i < KEPT; i++) {
+        const float4 v = heard[i * 128];
+        kept[i][0] += v.x, kept[i][1] += v.y, kept[i][2] += v.z, kept[i][3] += v.w;
     }
+    meet_some(barrier, 256);                                 // the box is free
 }
 
 // y of 64 rows, of four warps, by way of shared memory
@@ -158,8 +148,8 @@ extern "C" __global__ void __cluster_dims__(1, SHARE, 1) __launch_bounds__(THREA
             float* parts, int* count, int all_tokens, int rows, int chunks, int grain) {
     extern __shared__ __align__(1024) u8 shared[];
     const int lane = threadIdx.x % 32, warp = warp_index(), set = warp / WN, rank = blockIdx.y % SHARE;
-    const u32 xs = address(shared), full = xs + RINGS, empty = full + 8 * DEPTH;
-    u8* out = shared + RINGS + 128 + warp / 4 * OUT_BYTES;          // of four warps
+    const u32 xs = address(shared), full = xs + DEPTH * X_BYTES, empty = full + 8 * DEPTH;
+    u8* out = shared + DEPTH * X_BYTES + 128 + warp / 4 * OUT_BYTES;          // of four warps
     __shared__ float factor;
     if (threadIdx.x == 0) {
         factor = CODEC ? beside[0] : 1.f;
@@ -174,7 +164,8 @@ extern "C" __global__ void __cluster_dims__(1, SHARE, 1) __launch_bounds__(THREA
     const int across = (all_tokens + TOKENS - 1) / TOKENS, down = (rows + SHARE * ROWS - 1) / (SHARE * ROWS);
     const int all = across * down * chunks, begin = share_begin(cluster, clusters, all / grain) * grain;
     int left = share_begin(cluster + 1, clusters, all / grain) * grain - begin;            // chunks
-    Walk at{begin / chunks % across, begin / chunks / across, begin % chunks, chunks, across};
+    const int tile = begin / chunks, first = warp < SPLIT * WN ? set : 0;
+    Walk at{tile % across, tile / across, begin % chunks + first, first, chunks, across};
     const auto first_row = [&](int down) { return (down * SHARE + rank) * ROWS; };
 
     int stage = 0, parity = 0;
@@ -184,35 +175,17 @@ extern "C" __global__ void __cluster_dims__(1, SHARE, 1) __launch_bounds__(THREA
     };
     if (warp >= SPLIT * WN) {
         fewer_registers<24>();
-        const int what = warp - SPLIT * WN;                  // 0: x; 1, 2, 3: low, high and meta of the weights
-        const bool one = elected();
-        if (what == 0 && one) {
+        if (warp == SPLIT * WN && elected()) {
             fetch_map(x);
             wait_for_the_kernels_before();
 #pragma unroll 1
             for (int i = 0; i < 2 * left; i++) {             // this block's part of a stage, to all that share it
                 if (i >= DEPTH) wait_for_phase(empty + 8 * stage, parity ^ 1);
-                expect_bytes(full + 8 * stage, X_BYTES + (RING && i % 2 == 0 ? SLOT : 0));
+                expect_bytes(full + 8 * stage, X_BYTES);
                 copy_box(xs + stage * X_BYTES + rank * (X_BYTES / SHARE), x, at.chunk * 128 + i % 2 * 64,
                          at.token * TOKENS + rank * (TOKENS / SHARE), full + 8 * stage, SHARE);
                 next_stage(1);
                 if (i % 2) at.step(1);
-            }
-        }
-        const int bytes = what == 1 ? LOW_BYTES : what == 2 ? HIGH_BYTES : META_BYTES;
-        if (RING && what && bytes && one) {
-            const u8* from = what == 1 ? low : what == 2 ? high : meta;
-            const u32 slots = xs + X_PART + (what == 1 ? 0 : what == 2 ? WN * LOW_BYTES : WN * (LOW_BYTES + HIGH_BYTES));
-#pragma unroll 1
-            for (int i = 0; i < left; i++) {
-                if (2 * i >= DEPTH) wait_for_phase(empty + 8 * stage, parity ^ 1);
-                const int tile = first_row(at.down) / 16;
-#pragma unroll
-                for (int w = 0; w < WN; w++)
-                    copy_many(slots + stage / 2 * SLOT + w * bytes, from + ((size_t)min(tile + w, last_tile) * chunks + at.chunk) * bytes,
-                              bytes, full + 8 * stage);
-                next_stage(2);
-                at.step(1);
             }
         }
         __syncwarp();
@@ -221,7 +194,7 @@ extern "C" __global__ void __cluster_dims__(1, SHARE, 1) __launch_bounds__(THREA
         const auto place = [&](int down) { return min(first_row(down) / 16 + warp % WN, last_tile); };   // of 16 rows of this warp
         const auto source = [&] { return Source{low, high, meta}.at((size_t)place(at.down) * chunks + at.chunk); };
         Chunk next;
-        if (!RING) next.get(source(), lane);
+        next.get(source(), lane);
         Group group;
         Words table;
         if (LUT) table = table_of(beside);
@@ -229,56 +202,37 @@ extern "C" __global__ void __cluster_dims__(1, SHARE, 1) __launch_bounds__(THREA
 
         u32 a[2][8];
         Sums sums;
-        bool began = false;                                  // there is a stage before
-        // half a chunk in stage `here`; meanwhile this warp ends with the stage before
-        const auto half_chunk = [&](const Chunk& now, bool odd, int here, int before) {
-            const u32 x16 = (xs + here * X_BYTES) / 16;
-            if (odd) step<2>(sums, a[0], now, table, group, x16);
-            else step<0>(sums, a[0], now, table, group, x16);
-            if (began && lane < SHARE) arrive_in_cluster(empty + 8 * before, lane);
-            if (odd) step<3>(sums, a[1], now, table, group, x16);
-            else step<1>(sums, a[1], now, table, group, x16);
-            began = true;
+        if (SPLIT > 1) next_stage(2 * set);
+        int before = -1;                                     // the stage before
+        const auto half_chunk = [&](const Chunk& now, bool odd) {
+            wait_for_phase(full + 8 * stage, parity);
+            const u32 here = xs + stage * X_BYTES;
+            if (odd) step<2>(sums, a[0], now, table, group, here);
+            else step<0>(sums, a[0], now, table, group, here);
+            // here this warp has read the stage before this one
+            if (before >= 0 && lane < SHARE) arrive_in_cluster(empty + 8 * before, lane);
+            if (odd) step<3>(sums, a[1], now, table, group, here);
+            else step<1>(sums, a[1], now, table, group, here);
+            before = stage;
+            next_stage(odd ? 2 * SPLIT - 1 : 1);
         };
 #pragma unroll 1
         while (left > 0) {
             const Walk here = at;
-            const int number = min(chunks - at.chunk, left);       // of chunks of this tile
+            const int number = min(chunks - at.chunk + first, left);   // of chunks of this tile, of all sets
             if (GROUP == 0 && !CODEC) {
                 const u32* m = (const u32*)(meta + ((size_t)place(at.down) * 8 + lane / 4) * META);
                 group.set(m[0], m[FIELDS - 1]);
             }
 #pragma unroll
             for (int j = 0; j < NT * 4; j++) sums[j / 4][j % 4] = 0;
-            if constexpr (RING) {                            // a round of the ring: stages by constants, which costs fewer instructions
 #pragma unroll 1
-                for (int n = chunks / (DEPTH / 2); n > 0; n--) {
-#pragma unroll
-                    for (int s = 0; s < DEPTH; s += 4) {     // of both sets
-                        const int own = s + 2 * set;
-                        wait_for_phase(full + 8 * own, parity);
-                        Chunk now;
-                        now.get(in_slot(shared + X_PART + s / 2 * SLOT + set * SLOT).at(warp % WN), lane);
-                        half_chunk(now, false, own, (s + DEPTH - 3) % DEPTH + 2 * set);
-                        wait_for_phase(full + 8 * own + 8, parity);
-                        half_chunk(now, true, own + 1, own);
-                    }
-                    parity ^= 1;
-                }
-                left -= chunks, at.step(chunks);
-            } else {
-#pragma unroll 1
-                for (int n = number; n > 0; n--) {
-                    const Chunk now = next;
-                    left--, at.step(1);
-                    if (left > 0) next.get(source(), lane);
-#pragma unroll
-                    for (int h = 0; h < 2; h++) {
-                        wait_for_phase(full + 8 * stage, parity);
-                        half_chunk(now, h, stage, (stage ? stage : DEPTH) - 1);
-                        next_stage(1);
-                    }
-                }
+            for (int n = number / SPLIT; n > 0; n--) {
+                const Chunk now = next;
+                left -= SPLIT, at.step(SPLIT);
+                if (left > 0) next.get(source(), lane);
+                half_chunk(now, false);
+                half_chunk(now, true);
             }
             wide_wait_for_all_but<0>();
             meet_some(1 + warp / 4, 128);
