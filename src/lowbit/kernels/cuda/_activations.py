@@ -83,7 +83,7 @@ def quantize(
 def block(tokens: int, inputs: int, row: bool) -> tuple[int, int]:
     """Threads of a block and its bytes of shared memory. row: the whole row passes through shared memory."""
     threads = THREADS
-    if tokens <= _product.PROCESSORS and inputs > (4 if row else 8) * THREADS:
+    if tokens <= _product.PROCESSORS and inputs > 8 * THREADS:
         threads *= 2
     room = LIVE * _product.PROCESSORS
     while tokens * threads > room and threads > FEW_THREADS and vectors(inputs, threads // 2) <= VECTORS:
