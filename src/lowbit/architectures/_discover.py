@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from lowbit.architectures._fused import experts
 from lowbit.architectures._map import Architecture
 from lowbit.core.errors import ArchitectureError
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
 ROUTERS = ("gate", "router", "shared_expert_gate")
 
 
@@ -52,7 +52,7 @@ def discover(model: Any, model_type: str = "") -> Architecture:
         norm=f"{outside}.{norms[-1]}".lstrip(".") if norms else "",
         head=names.get(id(model.get_output_embeddings()), ""),
         keep=tuple((name, "by its name a router") for name in dict.fromkeys(kept)),
-        experts=_experts(layers, f"model_type '{model_type}'"),
+        experts=experts(layers, f"model_type '{model_type}'"),
         notes=f"Found from the module tree of {type(model).__name__}; no folds are known.",
     )
 
@@ -66,23 +66,3 @@ def _blocks(model: nn.Module) -> str:
             if linears and (weights := linears + sum(p.numel() for p in module.parameters() if p.dim() == 3)) > best:
                 best, name = weights, candidate
     return name
-
-
-def _experts(layers: list[nn.Module], who: str) -> str:
-    """Name of the module of fused experts in a block, "" for none. Raises ArchitectureError for other 3-D weights."""
-    fused = {
-        name: tuple(p.shape)
-        for layer in layers
-        for name, m in layer.named_modules()
-        if not isinstance(m, CONVOLUTIONS)
-        for p in m.parameters(recurse=False)
-        if p.dim() == 3
-    }
-    usual = {n for layer in layers for n, m in layer.named_modules() if hasattr(m, "gate_up_proj") and hasattr(m, "down_proj")}
-    odd = sorted(set(fused) - usual) or sorted(fused)[1:]
-    if odd:
-        raise ArchitectureError(
-            f"{who}: {odd[0]} holds 3-D weights {fused[odd[0]]} that lowbit cannot take apart. "
-            "Add a file to lowbit/architectures."
-        )
-    return next(iter(fused), "")

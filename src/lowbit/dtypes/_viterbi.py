@@ -97,10 +97,8 @@ def _closed(x: Tensor, code: Code, room: Tensor) -> Tensor:
 def _forward(x: Tensor, code: Code, room: Tensor) -> Tensor:
     """Costs of all states after the last step [2**L, N]; room[t] becomes `least` before step t; room[0] is given."""
     steps, _, number = x.shape
-    size = (code.table.square().sum(1, keepdim=True), code.table * -2, torch.ones_like(code.table[:, :1]))
-    factors = torch.cat(size, 1)
-    ones = torch.ones_like(x[:, :1])
-    points = torch.cat([ones, x, x.square().sum(1, keepdim=True)], 1)
+    factors = torch.cat([code.table.square().sum(1, keepdim=True), code.table * -2, torch.ones_like(code.table[:, :1])], 1)
+    points = torch.cat([torch.ones_like(x[:, :1]), x, x.square().sum(1, keepdim=True)], 1)
     cost = x.new_empty(len(code.table), number)
     for step in range(steps):
         if step:
