@@ -73,7 +73,7 @@ def test_bytes_cu(
 def test_every_launch_can_be(how: Cut) -> None:
     for tokens, rows in product((33, 65, 128, 257, 4096, 100_000), (16, 1008, 4096, 128_256)):
         blocks = how.blocks(tokens, rows)
-        if how.split > 1 and not how.takes(tokens, rows, 4096):
+        if how.split > 1 and not how.fits(tokens, rows, 4096):
             continue
         assert not _build.impossible((1, blocks, 1), how.threads, how.shared_bytes) and blocks % how.split == 0
     assert how.eights % (2 * how.split) == 0 and how.eights <= 32

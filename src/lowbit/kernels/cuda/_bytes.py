@@ -60,7 +60,7 @@ class Cut:
         tiles = self.tiles(tokens, rows)
         return tiles * self.split if self.split > 1 else min(PROCESSORS, tiles)
 
-    def takes(self, tokens: int, rows: int, inputs: int) -> bool:
+    def fits(self, tokens: int, rows: int, inputs: int) -> bool:
         """Whether it is for such a product: tiles are split where all blocks live at once."""
         alone = self.split == 1 or (inputs > 128 and self.blocks(tokens, rows) <= PROCESSORS)
         return alone and (self.high == 1) == (tokens <= DECODE_TOKENS)
@@ -93,7 +93,7 @@ def takes(kind: int, tokens: int) -> bool:
 @functools.lru_cache(maxsize=1024)
 def cut(kind: int, tokens: int, rows: int, inputs: int) -> Cut:
     """The cut that should end first."""
-    tried = [how for how in CUTS[kind] if how.takes(tokens, rows, inputs)]
+    tried = [how for how in CUTS[kind] if how.fits(tokens, rows, inputs)]
     return min(tried, key=lambda how: expected(tokens, rows, inputs, how))
 
 

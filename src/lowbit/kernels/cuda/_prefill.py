@@ -71,6 +71,7 @@ class Plan:
 
 @functools.lru_cache(maxsize=256)
 def fastest(tokens: int, rows: int, chunks: int) -> Plan:
+    """The plan that should end first. chunks: of 128 columns."""
     found = []
     for cut, chunk in CHUNK.items():
         if chunks % cut.split:
