@@ -11,9 +11,9 @@ Source    Scales as lowbit.kernels.activation finds them. Sums of int8 are exact
           stay. Error of y by sums: hidden behind bfloat16's 1.7e-3; of those that stay 1.3e-3 more of 4096 inputs, and 7e-2
           where all products have one sign. Rounding x and W to e4m3 costs 3e-2.
 Figures   H200, the product alone, in a CUDA graph, weights past the L2, 4096x4096 / 14336x4096 / 4096x14336 in us: int8 1 token
-          5.0 / 14.0 / 13.9, 16 tokens 5.8 / 14.8 / 15.1, 64 tokens 5.8 / 15.2 / 15.9 (CUTLASS 7.5 / 19.5 / 19.2); float8 5.3 /
-          14.4 / 14.2, 6.9 / 15.7 / 17.3, 6.1 / 15.4 / 15.9; reading the bytes takes 6.1 / 15.1 / 15.1 in a kernel that does not
-          begin early. int8 against CUTLASS: 128 to 512 tokens 1.04 to 1.7 times as fast, 1024 and 4096 0.93 to 1.01.
+          4.7 / 13.8 / 13.7, 16 tokens 5.6 / 14.4 / 15.1, 64 tokens 5.8 / 15.1 / 15.8 (CUTLASS 7.8 / 19.8 / 19.5); float8 5.2 /
+          14.5 / 14.3, 6.0 / 14.6 / 17.3, 6.0 / 15.2 / 15.9; reading the bytes takes 6.1 / 15.1 / 15.1 in a kernel that does not
+          begin early. int8 against CUTLASS: 128 to 512 tokens 1.04 to 1.7 times as fast, 1024 and 4096 0.91 to 1.05.
 Traps     torch._scaled_mm with scales of rows takes 13 us at 64 tokens, where others take 7.
 """
 
