@@ -29,7 +29,7 @@ def test_products(text: str, rows: int, inputs: int, dtype: torch.dtype, tokens:
     prepared = linear.prepare(format, packed, parts, q.shape)
     x = torch.randn(tokens, inputs, device="cuda").to(dtype)
     if plan and prepared["low"].shape[1] % plan.cut.split:
-        return
+        pytest.skip("two sets take turns along an even number of chunks")
     exact = x.double() @ q.decode().double().T
     for _ in range(2):
         y = torch.full((tokens, rows), float("nan"), dtype=dtype, device="cuda")
